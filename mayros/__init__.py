@@ -1,0 +1,1 @@
+"""Mayros Gateway: one daemon between chat programs on one side and language models on the other."""

@@ -1,0 +1,300 @@
+"""The whole of `mayros.json` as frozen structs: names, types, defaults. Reading is in load.py.
+
+Keys in the file are camelCase, attributes snake_case. `Milliseconds` and `Bytes` take a number or a text such as "30s" or "32mb".
+What the file leaves out has its default here; what this gateway does not implement is not here and is warned about by load.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Milliseconds(int):
+    """A duration. In the file: milliseconds, or a number with `ms`, `s`, `m`, `h` or `d`."""
+
+
+class Bytes(int):
+    """A size. In the file: bytes, or a number with `b`, `kb`, `mb` or `gb` (powers of 1024)."""
+
+
+class Section(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
+    """Root of all sections."""
+
+
+class RateLimit(Section, frozen=True):
+    """`gateway.auth.rateLimit`: failures per client address before a lockout."""
+
+    max_attempts: int = 10
+    window_ms: Milliseconds = Milliseconds(60_000)
+    lockout_ms: Milliseconds = Milliseconds(300_000)
+    exempt_loopback: bool = True
+
+
+class TrustedProxy(Section, frozen=True):
+    """`gateway.auth.trustedProxy`: who the proxy says the user is."""
+
+    user_header: str = ""
+    required_headers: tuple[str, ...] = ()
+    allow_users: tuple[str, ...] = ()
+    allow_loopback: bool = False
+
+
+AuthMode = Literal["none", "token", "password", "trusted-proxy"]
+
+
+class Auth(Section, frozen=True):
+    """`gateway.auth`. `mode` unset: `password` where one is given, else `token`. `secret()` of core.auth resolves the rest."""
+
+    mode: AuthMode | None = None
+    token: str | None = None
+    password: str | None = None
+    rate_limit: RateLimit | None = None
+    trusted_proxy: TrustedProxy = TrustedProxy()
+    local_scopes: bool = True
+
+
+class Tls(Section, frozen=True):
+    """`gateway.tls`. Not offered yet: `enabled: true` is refused at the start."""
+
+    enabled: bool = False
+    cert_path: str | None = None
+    key_path: str | None = None
+    ca_path: str | None = None
+    hsts: bool = False
+
+
+class Endpoint(Section, frozen=True):
+    """One endpoint of the HTTP door."""
+
+    enabled: bool = False
+    tools: Literal["agent", "none"] = "agent"
+    images: dict[str, Any] | None = None
+    files: dict[str, Any] | None = None
+    max_url_parts: int | None = None
+
+
+class Endpoints(Section, frozen=True):
+    """`gateway.http.endpoints`."""
+
+    chat_completions: Endpoint = Endpoint()
+    responses: Endpoint = Endpoint()
+
+
+class Cors(Section, frozen=True):
+    """`gateway.http.cors`."""
+
+    allowed_origins: tuple[str, ...] = ()
+
+
+class Http(Section, frozen=True):
+    """`gateway.http`."""
+
+    endpoints: Endpoints = Endpoints()
+    cors: Cors = Cors()
+    max_body_bytes: Bytes = Bytes(32 << 20)
+
+
+class Limits(Section, frozen=True):
+    """`gateway.limits`. `max_connections` None: the open-file limit less a reserve."""
+
+    max_connections: int | None = None
+    max_connections_per_address: int = 256
+    max_queued_per_session: int = 32
+    max_queued_runs: int = 1024
+    body_budget: Bytes = Bytes(256 << 20)
+    send_budget: Bytes = Bytes(256 << 20)
+    header_timeout_ms: Milliseconds = Milliseconds(60_000)
+    body_timeout_ms: Milliseconds = Milliseconds(60_000)
+
+
+class ControlUi(Section, frozen=True):
+    """`gateway.controlUi`: here only the origins that browser WebSocket clients may come from."""
+
+    enabled: bool = True
+    base_path: str = "/"
+    allowed_origins: tuple[str, ...] = ()
+
+
+class Shutdown(Section, frozen=True):
+    """`gateway.shutdown`: how long live runs may finish after SIGTERM."""
+
+    grace_ms: Milliseconds = Milliseconds(20_000)
+
+
+class Remote(Section, frozen=True):
+    """`gateway.remote`: where the CLI finds another gateway."""
+
+    url: str | None = None
+    token: str | None = None
+    password: str | None = None
+    tls_fingerprint: str | None = None
+
+
+class Gateway(Section, frozen=True):
+    """`gateway`: the daemon."""
+
+    mode: Literal["local", "remote"] | None = None
+    port: int = 18789
+    bind: Literal["loopback", "lan", "tailnet", "auto", "custom"] = "loopback"
+    custom_bind_host: str | None = None
+    auth: Auth = Auth()
+    trusted_proxies: tuple[str, ...] = ()
+    allow_real_ip_fallback: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    tls: Tls = Tls()
+    http: Http = Http()
+    limits: Limits = Limits()
+    control_ui: ControlUi = ControlUi()
+    shutdown: Shutdown = Shutdown()
+    remote: Remote = Remote()
+
+
+class ModelChoice(Section, frozen=True):
+    """A primary model and what to try when it fails; each `provider/model`."""
+
+    primary: str | None = None
+    fallbacks: tuple[str, ...] = ()
+
+
+class Identity(Section, frozen=True):
+    """How an agent presents itself."""
+
+    name: str | None = None
+    theme: str | None = None
+    emoji: str | None = None
+    avatar: str | None = None
+
+
+class ModelEntry(Section, frozen=True):
+    """`agents.defaults.models["provider/model"]`."""
+
+    alias: str | None = None
+    params: dict[str, Any] = {}
+
+
+class AgentDefaults(Section, frozen=True):
+    """`agents.defaults`: what holds for each agent unless it says otherwise."""
+
+    model: ModelChoice | str | None = None
+    models: dict[str, ModelEntry] = {}
+    workspace: str | None = None
+    timeout_seconds: int = 600
+    max_concurrent: int = 1024
+    bootstrap_max_chars: int = 20_000
+    bootstrap_total_max_chars: int = 150_000
+    skip_bootstrap: bool = False
+    user_timezone: str | None = None
+    thinking_default: str | None = None
+    context_tokens: int | None = None
+
+
+class AgentEntry(Section, frozen=True):
+    """One of `agents.list`."""
+
+    id: str
+    default: bool = False
+    name: str | None = None
+    workspace: str | None = None
+    model: ModelChoice | str | None = None
+    identity: Identity = Identity()
+    system_prompt: str | None = None
+    params: dict[str, Any] = {}
+
+
+class Agents(Section, frozen=True):
+    """`agents`."""
+
+    defaults: AgentDefaults = AgentDefaults()
+    list: tuple[AgentEntry, ...] = ()
+
+
+class Stateless(Section, frozen=True):
+    """`session.stateless`: how long sessions of stateless requests are kept, and how many."""
+
+    ttl: Milliseconds = Milliseconds(86_400_000)
+    max_entries: int = 50_000
+
+
+class Session(Section, frozen=True):
+    """`session`. `store`: a SQLAlchemy URL; unset: SQLite in the state directory."""
+
+    scope: Literal["per-sender", "global"] = "per-sender"
+    main_key: str = "main"
+    store: str | None = None
+    stateless: Stateless = Stateless()
+
+
+class Cost(Section, frozen=True):
+    """US dollars per million tokens."""
+
+    input: float = 0
+    output: float = 0
+    cache_read: float = 0
+    cache_write: float = 0
+
+
+class Timeouts(Section, frozen=True):
+    """Limits on waiting for a provider; None takes the next wider setting."""
+
+    connect_ms: Milliseconds | None = None
+    first_byte_ms: Milliseconds | None = None
+    idle_ms: Milliseconds | None = None
+
+
+class ModelDefinition(Section, frozen=True):
+    """One model of a provider."""
+
+    id: str
+    name: str | None = None
+    reasoning: bool = False
+    input: tuple[str, ...] = ("text",)
+    cost: Cost = Cost()
+    context_window: int = 200_000
+    max_tokens: int = 8_192
+    tools: bool = True
+    compat: dict[str, Any] = {}
+
+
+ProviderApi = Literal["openai-completions", "openai-responses", "anthropic-messages", "google-generative-ai", "local"]
+
+
+class ProviderEntry(Section, frozen=True):
+    """`models.providers.<id>`."""
+
+    base_url: str | None = None
+    api_key: str | None = None
+    api: ProviderApi = "openai-completions"
+    headers: dict[str, str] = {}
+    auth_header: bool = True
+    models: tuple[ModelDefinition, ...] = ()
+    max_connections: int | None = None
+    timeouts: Timeouts = Timeouts()
+    ca_path: str | None = None
+
+
+class Models(Section, frozen=True):
+    """`models`."""
+
+    mode: Literal["merge", "replace"] = "merge"
+    providers: dict[str, ProviderEntry] = {}
+    timeouts: Timeouts = Timeouts()
+
+
+class Logging(Section, frozen=True):
+    """`logging`. `level`: error, warn, info or debug."""
+
+    level: Literal["error", "warn", "info", "debug"] = "info"
+    console_style: Literal["pretty", "compact", "json"] = "pretty"
+    file: str | None = None
+
+
+class Config(Section, frozen=True):
+    """The whole file."""
+
+    gateway: Gateway = Gateway()
+    agents: Agents = Agents()
+    session: Session = Session()
+    models: Models = Models()
+    logging: Logging = Logging()

@@ -1,0 +1,1 @@
+"""The domain: the agent run and what it needs. No reactor, no web, no database (see docs/architecture.md)."""

@@ -1,0 +1,51 @@
+"""Messages of a conversation in one canonical form: the JSON of an OpenAI chat message, kept as bytes.
+
+The store keeps these bytes, the chat-completions provider sends them as they are; other wire formats decode them. Imports msgspec only.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Function(msgspec.Struct, frozen=True, gc=False):
+    """The function a model calls; `arguments` is JSON text as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, gc=False):
+    """One call a model made."""
+
+    id: str
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One message. `content` is None only beside `tool_calls`."""
+
+    role: Role
+    content: str | msgspec.UnsetType | None = msgspec.UNSET
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+    tool_call_id: str | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Message).decode
+
+
+def pack(message: Message) -> msgspec.Raw:
+    """The message as canonical JSON bytes."""
+    return msgspec.Raw(_encode(message))
+
+
+def unpack(raw: msgspec.Raw | bytes) -> Message:
+    """The message of canonical JSON bytes; raises msgspec.DecodeError on anything else."""
+    return _decode(raw)

@@ -1,0 +1,166 @@
+"""Which agent, session and models a request means. Pure; built once per configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from mayros.config.schema import AgentEntry, Config, ModelChoice
+from mayros.core.keys import SessionKey, check_text, new_id, normalise_agent_id, valid_agent_id
+from mayros.core.models import Catalogue, Model
+from mayros.errors import AgentNotFound
+
+MODEL_PREFIXES = ("mayros:", "mayros/", "agent:")
+
+
+class Agent(msgspec.Struct, frozen=True):
+    """A configured agent, defaults filled in. `models` is the primary and its fallbacks, in order; empty when none is configured."""
+
+    id: str
+    name: str | None
+    emoji: str | None
+    workspace: str
+    models: tuple[Model, ...]
+    system_prompt: str
+    params: dict[str, Any]
+    timeout_seconds: float
+    file_max_chars: int
+    total_max_chars: int
+    timezone: str | None
+    context_tokens: int | None
+
+
+class Directory:
+    """The agents of one configuration. `unknown_models` lists references that name no known provider, for a warning."""
+
+    def __init__(self, config: Config, catalogue: Catalogue, state_dir: str) -> None:
+        self.unknown_models: list[str] = []
+        self._config, self._catalogue = config, catalogue
+        entries = config.agents.list or (AgentEntry(id="main"),)
+        self.main_key = config.session.main_key.strip().lower() or "main"
+        self.agents: dict[str, Agent] = {}
+        for number, entry in enumerate(entries):
+            agent = self._agent(entry, state_dir, first=number == 0)
+            self.agents.setdefault(agent.id, agent)
+        chosen = next((entry for entry in entries if entry.default), entries[0])
+        self.default_id = normalise_agent_id(chosen.id)
+
+    def _agent(self, entry: AgentEntry, state_dir: str, first: bool) -> Agent:
+        defaults = self._config.agents.defaults
+        agent_id = normalise_agent_id(entry.id)
+        if entry.workspace:
+            workspace = entry.workspace
+        elif first or entry.default:
+            workspace = defaults.workspace or os.path.join(state_dir, "workspace")
+        else:
+            workspace = f"{defaults.workspace or os.path.join(state_dir, 'workspace')}-{agent_id}"
+        refs = self._refs(entry.model) or self._refs(defaults.model)
+        primary = refs[0] if refs else ""
+        params = defaults.models[primary].params if primary in defaults.models else {}
+        return Agent(
+            id=agent_id,
+            name=entry.identity.name or entry.name,
+            emoji=entry.identity.emoji,
+            workspace=os.path.abspath(os.path.expanduser(workspace)),
+            models=tuple(model for ref in refs if (model := self._find(ref)) is not None),
+            system_prompt=entry.system_prompt or "",
+            params={**params, **entry.params},
+            timeout_seconds=float(defaults.timeout_seconds),
+            file_max_chars=defaults.bootstrap_max_chars,
+            total_max_chars=defaults.bootstrap_total_max_chars,
+            timezone=defaults.user_timezone,
+            context_tokens=defaults.context_tokens,
+        )
+
+    @staticmethod
+    def _refs(choice: ModelChoice | str | None) -> list[str]:
+        if choice is None:
+            return []
+        if isinstance(choice, str):
+            return [choice]
+        return [ref for ref in (choice.primary, *choice.fallbacks) if ref]
+
+    def _find(self, ref: str) -> Model | None:
+        for full, entry in self._config.agents.defaults.models.items():
+            if entry.alias and entry.alias.lower() == ref.lower():
+                ref = full
+        model = self._catalogue.find(ref)
+        if model is None:
+            self.unknown_models.append(ref)
+        return model
+
+    def agent(self, agent_id: str, param: str = "model") -> Agent:
+        """The agent of an id as a request sent it; AgentNotFound names the ids there are."""
+        agent = self.agents.get(agent_id.lower()) if valid_agent_id(agent_id) else None
+        if agent is None:
+            shown = agent_id if valid_agent_id(agent_id) else "that name"
+            raise AgentNotFound(f"There is no agent {shown!r} here. Configured agents: {', '.join(sorted(self.agents))}.", param=param)
+        return agent
+
+    def by_model(self, model: str) -> Agent:
+        """The agent that OpenAI's `model` field names. `mayros`, `mayros/default` and names that are no agent's mean the default agent."""
+        lowered = model.lower()
+        for prefix in MODEL_PREFIXES:
+            if lowered.startswith(prefix):
+                named = model[len(prefix) :]
+                if prefix == "mayros/" and named.lower() == "default" and "default" not in self.agents:
+                    break
+                return self.agent(named)
+        return self.agents[self.default_id]
+
+    def main_session(self, agent_id: str) -> SessionKey:
+        """Where an agent's messages go when nothing else is said."""
+        return SessionKey(agent_id, self.main_key)
+
+    def http_session(self, agent: Agent | None, model: str, session_key: str | None, user: str | None) -> tuple[Agent, SessionKey, bool]:
+        """Agent, session and whether it is stateless, for an HTTP request.
+
+        `agent` is the one a header chose, else None; `session_key` is the header's text; `user` is OpenAI's field.
+        """
+        if session_key is not None:
+            chosen = agent.id if agent is not None else self._explicit(model)
+            param = "x-mayros-session-key"
+            key = SessionKey.parse(session_key, chosen, self.default_id, self.main_key, param=param)
+            return self.agent(key.agent_id, param), key, False
+        agent = agent or self.by_model(model)
+        user = (user or "").strip()
+        if user:
+            return agent, SessionKey(agent.id, "openai-user:" + check_text(user, "user")), False
+        return agent, SessionKey(agent.id, "openai:" + new_id()), True
+
+    def _explicit(self, model: str) -> str | None:
+        """The agent id that the model field names, or None where it only stands for the default agent."""
+        lowered = model.lower()
+        if lowered.startswith(MODEL_PREFIXES) and lowered != "mayros/default":
+            return self.by_model(model).id
+        return None
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """One immutable reading of the configuration, with what was worked out from it. A request or a run takes it once, at its start."""
+
+    config: Config
+    directory: Directory
+    catalogue: Catalogue
+    state_dir: str
+    config_path: str
+    loaded_at_ms: int
+    #: The environment of the start, secrets included; never shown.
+    environ: Mapping[str, str]
+    warnings: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        return f"<Settings of {self.config_path}>"
+
+    @classmethod
+    def build(
+        cls, config: Config, *, state_dir: str, config_path: str, environ: Mapping[str, str], now_ms: int, warnings: Sequence[str] = ()
+    ) -> Settings:
+        """Work out agents and models of a configuration."""
+        catalogue = Catalogue(config.models, environ)
+        directory = Directory(config, catalogue, state_dir)
+        unknown = [f"agents: unknown model {ref!r}: no provider of that name under models.providers" for ref in directory.unknown_models]
+        return cls(config, directory, catalogue, state_dir, config_path, now_ms, environ, [*warnings, *unknown])

@@ -1,0 +1,1 @@
+"""I/O basics that know nothing of agents: HTTP client, files, state directory, child processes."""

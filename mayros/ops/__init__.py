@@ -1,0 +1,1 @@
+"""Operating the daemon: logs, health, signals."""

@@ -1,0 +1,1 @@
+"""Outbound models, one module per wire format."""

@@ -1,0 +1,1 @@
+"""What is kept: tables, migrations, the one writer, and the agents' workspace files."""

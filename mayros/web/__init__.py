@@ -1,0 +1,1 @@
+"""The HTTP door: gate, routes, event streams."""

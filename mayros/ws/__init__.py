@@ -1,0 +1,1 @@
+"""The WebSocket door: one client's conversation, and the Autobahn glue."""
