@@ -54,6 +54,9 @@ class Auth(Section, frozen=True):
     trusted_proxy: TrustedProxy = TrustedProxy()
     local_scopes: bool = True
 
+    def __repr__(self) -> str:
+        return f"<Auth {self.mode}>"
+
 
 class Tls(Section, frozen=True):
     """`gateway.tls`. Not offered yet: `enabled: true` is refused at the start."""
@@ -130,6 +133,9 @@ class Remote(Section, frozen=True):
     token: str | None = None
     password: str | None = None
     tls_fingerprint: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Remote {self.url}>"
 
 
 class Gateway(Section, frozen=True):
@@ -272,6 +278,9 @@ class ProviderEntry(Section, frozen=True):
     max_connections: int | None = None
     timeouts: Timeouts = Timeouts()
     ca_path: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<ProviderEntry {self.api} {self.base_url}>"
 
 
 class Models(Section, frozen=True):

@@ -13,11 +13,12 @@ import msgspec
 
 from mayros.errors import InvalidRequest
 
-AGENT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.IGNORECASE)
+AGENT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.IGNORECASE | re.ASCII)
 MAX_KEY_BYTES = 512
 #: Session name spaces that belong to the gateway itself; no request may enter them by header.
 RESERVED = ("subagent:", "cron:", "acp:")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+#: Lone surrogates too: they are no characters, and no store can encode them.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def normalise_agent_id(text: str) -> str:
@@ -25,7 +26,7 @@ def normalise_agent_id(text: str) -> str:
     text = text.strip()
     if AGENT_ID.fullmatch(text):
         return text.lower()
-    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-")[:64].strip("-") or "main"
+    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).lstrip("-_")[:64].rstrip("-") or "main"
 
 
 def valid_agent_id(text: str) -> bool:
@@ -42,7 +43,7 @@ def check_text(text: str, param: str, limit: int = MAX_KEY_BYTES) -> str:
     """`text` if it has at most `limit` UTF-8 bytes and no control characters; else InvalidRequest naming `param`."""
     if _CONTROL.search(text):
         raise InvalidRequest(f"{param} must not contain control characters.", param=param)
-    if len(text.encode("utf-8", "surrogatepass")) > limit:
+    if len(text.encode()) > limit:
         raise InvalidRequest(f"{param} must be at most {limit} bytes long.", param=param)
     return text
 
@@ -63,7 +64,7 @@ class SessionKey(msgspec.Struct, frozen=True, gc=False):
         `agent_id` is the agent chosen by other means or None; a key that names another one is refused. `reserved` admits the gateway's own
         name spaces. Raises InvalidRequest naming `param`.
         """
-        text = check_text(text.strip(), param)
+        text = check_text(text, param).strip()
         if text[:6].lower() == "agent:":
             named, _, rest = text[6:].partition(":")
             if not rest or not valid_agent_id(named):
@@ -73,11 +74,12 @@ class SessionKey(msgspec.Struct, frozen=True, gc=False):
                 raise InvalidRequest(f'{param} belongs to agent "{named}", but the request chose agent "{agent_id}".', param=param)
         else:
             named, rest = agent_id or default_agent, text
+        rest = rest.strip()
         if not rest:
             raise InvalidRequest(f"{param} must not be empty.", param=param)
         lowered = rest.lower()
         if lowered in ("main", main_key.lower()):
             rest = main_key
-        elif not reserved and lowered.startswith(RESERVED):
+        elif not reserved and rest.casefold().startswith(RESERVED):
             raise InvalidRequest(f"{param} must not be in the name spaces {', '.join(RESERVED)}: they are the gateway's own.", param=param)
         return cls(named, rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,7 +79,7 @@ _LOCAL = ProviderEntry(
 
 def key_variable(provider_id: str) -> str:
     """The environment variable that holds a provider's key."""
-    return VENDORS[provider_id][1] if provider_id in VENDORS else provider_id.upper().replace("-", "_") + "_API_KEY"
+    return VENDORS[provider_id][1] if provider_id in VENDORS else re.sub(r"[^A-Z0-9]", "_", provider_id.upper()) + "_API_KEY"
 
 
 class Catalogue:

@@ -5,7 +5,7 @@ A port is two to four methods. The local implementation of each is in core/ or s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -114,7 +114,7 @@ class ModelRequest(msgspec.Struct, frozen=True):
 class ModelProvider(Protocol):
     """An outbound adapter."""
 
-    def stream(self, request: ModelRequest) -> AsyncIterator[list[Event]]:
+    def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
         """Batches of ModelAnswered (first, by itself or with more), TextDelta, ReasoningDelta, Usage and, once, TurnFinished.
 
         One batch per read of the socket. Closing the iterator stops the model and closes its socket. Raises errors of mayros.errors; those
@@ -141,10 +141,9 @@ class Run(Protocol):
     turn: Turn
     principal: Principal
 
-    @property
-    def result(self) -> RunResult | None:
-        """Set once the run has ended and its turn is committed."""
-        ...
+    result: RunResult | None
+    #: What ended it, unless it ended well; set together with `result`.
+    error: Exception | None
 
     @property
     def text(self) -> str:
@@ -213,6 +212,10 @@ class Slots(Protocol):
 
 class TurnStore(Protocol):
     """Conversations, durable."""
+
+    def fresh(self, session: SessionKey) -> History:
+        """The history of a session that is made for one request: nothing, under a new session id."""
+        ...
 
     def history(self, session: SessionKey) -> Awaitable[History]:
         """What the session holds, turns without text left out. A session that does not exist yet has a fresh id and no messages."""

@@ -41,24 +41,23 @@ class Directory:
         self._config, self._catalogue = config, catalogue
         entries = config.agents.list or (AgentEntry(id="main"),)
         self.main_key = config.session.main_key.strip().lower() or "main"
+        self.default_id = normalise_agent_id(next((entry for entry in entries if entry.default), entries[0]).id)
         self.agents: dict[str, Agent] = {}
-        for number, entry in enumerate(entries):
-            agent = self._agent(entry, state_dir, first=number == 0)
+        for entry in entries:
+            agent = self._agent(entry, state_dir)
             self.agents.setdefault(agent.id, agent)
-        chosen = next((entry for entry in entries if entry.default), entries[0])
-        self.default_id = normalise_agent_id(chosen.id)
 
-    def _agent(self, entry: AgentEntry, state_dir: str, first: bool) -> Agent:
+    def _agent(self, entry: AgentEntry, state_dir: str) -> Agent:
         defaults = self._config.agents.defaults
         agent_id = normalise_agent_id(entry.id)
         if entry.workspace:
             workspace = entry.workspace
-        elif first or entry.default:
+        elif agent_id == self.default_id:
             workspace = defaults.workspace or os.path.join(state_dir, "workspace")
         else:
             workspace = f"{defaults.workspace or os.path.join(state_dir, 'workspace')}-{agent_id}"
         refs = self._refs(entry.model) or self._refs(defaults.model)
-        primary = refs[0] if refs else ""
+        primary = self._full(refs[0]) if refs else ""
         params = defaults.models[primary].params if primary in defaults.models else {}
         return Agent(
             id=agent_id,
@@ -83,11 +82,15 @@ class Directory:
             return [choice]
         return [ref for ref in (choice.primary, *choice.fallbacks) if ref]
 
-    def _find(self, ref: str) -> Model | None:
+    def _full(self, ref: str) -> str:
+        """`provider/model` for an alias of `agents.defaults.models`; anything else as it is."""
         for full, entry in self._config.agents.defaults.models.items():
             if entry.alias and entry.alias.lower() == ref.lower():
-                ref = full
-        model = self._catalogue.find(ref)
+                return full
+        return ref
+
+    def _find(self, ref: str) -> Model | None:
+        model = self._catalogue.find(self._full(ref))
         if model is None:
             self.unknown_models.append(ref)
         return model
@@ -102,14 +105,17 @@ class Directory:
 
     def by_model(self, model: str) -> Agent:
         """The agent that OpenAI's `model` field names. `mayros`, `mayros/default` and names that are no agent's mean the default agent."""
+        return self._named(model) or self.agents[self.default_id]
+
+    def _named(self, model: str) -> Agent | None:
+        """The agent whose id the model field spells out, or None where it only stands for the default agent."""
         lowered = model.lower()
+        if lowered == "mayros/default" and "default" not in self.agents:
+            return None
         for prefix in MODEL_PREFIXES:
             if lowered.startswith(prefix):
-                named = model[len(prefix) :]
-                if prefix == "mayros/" and named.lower() == "default" and "default" not in self.agents:
-                    break
-                return self.agent(named)
-        return self.agents[self.default_id]
+                return self.agent(model[len(prefix) :])
+        return None
 
     def main_session(self, agent_id: str) -> SessionKey:
         """Where an agent's messages go when nothing else is said."""
@@ -118,10 +124,11 @@ class Directory:
     def http_session(self, agent: Agent | None, model: str, session_key: str | None, user: str | None) -> tuple[Agent, SessionKey, bool]:
         """Agent, session and whether it is stateless, for an HTTP request.
 
-        `agent` is the one a header chose, else None; `session_key` is the header's text; `user` is OpenAI's field.
+        `agent` is the one a header chose, else None; `session_key` is the header's text; `user` is OpenAI's field. Blank is not given.
         """
-        if session_key is not None:
-            chosen = agent.id if agent is not None else self._explicit(model)
+        if session_key is not None and session_key.strip():
+            named = agent or self._named(model)
+            chosen = named.id if named is not None else None
             param = "x-mayros-session-key"
             key = SessionKey.parse(session_key, chosen, self.default_id, self.main_key, param=param)
             return self.agent(key.agent_id, param), key, False
@@ -130,13 +137,6 @@ class Directory:
         if user:
             return agent, SessionKey(agent.id, "openai-user:" + check_text(user, "user")), False
         return agent, SessionKey(agent.id, "openai:" + new_id()), True
-
-    def _explicit(self, model: str) -> str | None:
-        """The agent id that the model field names, or None where it only stands for the default agent."""
-        lowered = model.lower()
-        if lowered.startswith(MODEL_PREFIXES) and lowered != "mayros/default":
-            return self.by_model(model).id
-        return None
 
 
 class Settings(msgspec.Struct, frozen=True):

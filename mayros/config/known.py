@@ -1,0 +1,200 @@
+"""Which keys there are: a tree against the schema, key by key. Pure; imports schema, source and errors.
+
+Three kinds of key: those of schema.py, those of the original that this version does not implement (one warning each), and unknown ones (an
+error where a slip of the pen would cost a protection, else a warning).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import msgspec
+
+from mayros.config.schema import Bytes, Config, Milliseconds
+from mayros.config.source import join
+from mayros.errors import ConfigError
+
+
+def _paths(prefix: str, names: str) -> frozenset[str]:
+    return frozenset(prefix + name for name in names.split())
+
+
+#: Keys of the original, or of this project's later versions. `[]` stands for any index, `*` for any name.
+LATER = (
+    _paths("", "acp approvals audio auth bindings broadcast browser canvasHost channels cli commands cron diagnostics discovery hooks limits mcp")
+    | _paths("", "media memory messages meta nodeHost plugins secrets skills talk tools ui update web wizard")
+    | _paths("gateway.", "channelHealthCheckMinutes metrics nodes push reload tailscale tools http.securityHeaders")
+    | _paths("gateway.controlUi.", "allowInsecureAuth dangerouslyAllowHostHeaderOriginFallback dangerouslyDisableDeviceAuth root")
+    | _paths("gateway.http.endpoints.", "responses chatCompletions.images chatCompletions.files chatCompletions.maxUrlParts")
+    | _paths("gateway.http.endpoints.chatCompletions.", "maxBodyBytes")
+    | _paths("agents.defaults.", "blockStreamingBreak blockStreamingChunk blockStreamingCoalesce blockStreamingDefault cliBackends compaction")
+    | _paths("agents.defaults.", "contextPruning elevatedDefault embeddingModel envelopeElapsed envelopeTimestamp envelopeTimezone heartbeat")
+    | _paths("agents.defaults.", "humanDelay imageMaxDimensionPx imageModel limits mediaMaxMb memorySearch models.*.streaming pdfModel repoRoot")
+    | _paths("agents.defaults.", "sandbox subagents timeFormat typingIntervalSeconds typingMode verboseDefault")
+    | _paths("agents.list[].", "agentDir groupChat heartbeat humanDelay limits memorySearch sandbox skills subagents tools")
+    | _paths("session.", "agentToAgent dmScope identityLinks idleMinutes maintenance parentForkMaxTokens reset resetByChannel resetByType")
+    | _paths("session.", "resetTriggers sendPolicy threadBindings typingIntervalSeconds typingMode")
+    | _paths("models.", "bedrockDiscovery providers.*.auth providers.*.injectNumCtxForOpenAICompat")
+    | _paths("models.providers.*.models[].", "api headers")
+    | _paths("logging.", "consoleLevel maxFileBytes redactPatterns redactSensitive")
+)
+#: Below these an unknown key is an error: it was probably meant to protect.
+STRICT = ("gateway.auth", "gateway.bind", "gateway.tls", "tools", "agents.list[].tools")
+#: `tools` is not in the schema yet, but its names are checked all the same. None: whatever is below is not looked at.
+_TOOLS: dict[str, frozenset[str] | None] = {
+    **dict.fromkeys(_paths("", "profile allow alsoAllow deny byProvider elevated subagents agentToAgent media links message sandbox")),
+    "exec": _paths(
+        "", "host security ask node pathPrepend safeBins timeoutSec backgroundMs notifyOnExit approvalRunningNoticeMs applyPatch cleanupMs"
+    ),
+    "web": _paths("", "fetch search"),
+    "fs": _paths("", "workspaceOnly"),
+    "loopDetection": _paths("", "enabled historySize warningThreshold criticalThreshold globalCircuitBreakerThreshold detectors"),
+    "sessions": _paths("", "visibility"),
+}
+#: A value with its path, its generic path (`[]` and `*`) and its type in the schema.
+Node = tuple[str, str, Any, Any]
+
+
+def check_keys(tree: dict[str, Any], name: str, warnings: list[str], *, strict: bool) -> None:
+    """Judge every key of a tree. Raises ConfigError for one that is refused; adds to `warnings` for the rest, once for each kind of key."""
+    seen: set[str] = set()
+
+    def later(generic: str, reason: str = "not implemented by this version, ignored") -> None:
+        if generic not in seen:
+            seen.add(generic)
+            warnings.append(f"{generic}: {reason}")
+
+    def visit(node: Node) -> None:
+        path, generic, value, kind = node
+        struct = _struct(kind)
+        if struct is not None and isinstance(value, dict):
+            known = [field.encode_name for field in msgspec.structs.fields(struct)]
+            for key, below in value.items():
+                place, general = join(path, key), join(generic, key)
+                if general in ("tools", "agents.list[].tools"):
+                    _check_tools(below, place, name)
+                    later(general, "not in effect yet: this version offers no tools to the model")
+                elif general in LATER:
+                    later(general)
+                elif key not in known:
+                    known_here = known + [known_path.rpartition(".")[2] for known_path in LATER if known_path.rpartition(".")[0] == generic]
+                    _unknown(place, path, key, known_here, name, warnings, fatal=strict or _is_strict(generic))
+        for child in children(node):
+            if child[1] not in LATER:
+                visit(child)
+
+    visit(("", "", tree, Config))
+
+
+def _is_strict(generic: str) -> bool:
+    return any(generic == prefix or generic.startswith((prefix + ".", prefix + "[")) for prefix in STRICT)
+
+
+def _unknown(place: str, path: str, key: str, known: list[str], name: str, warnings: list[str], *, fatal: bool) -> None:
+    lowered = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(key.lower()[:100], lowered, 1, 0.0 if fatal else 0.6)
+    hint = f"; the nearest known key is {join(path, lowered[near[0]])}" if near else ""
+    if fatal:
+        raise ConfigError(f"{name}: {place}: unknown key{hint}")
+    warnings.append(f"{place}: unknown key, ignored{hint}")
+
+
+def _check_tools(section: Any, place: str, name: str) -> None:
+    if not isinstance(section, dict):
+        raise ConfigError(f"{name}: {place}: must be an object")
+    for key, below in section.items():
+        if key not in _TOOLS:
+            _unknown(join(place, key), place, key, sorted(_TOOLS), name, [], fatal=True)
+        names = _TOOLS[key]
+        if names is None:
+            continue
+        inner = join(place, key)
+        if not isinstance(below, dict):
+            raise ConfigError(f"{name}: {inner}: must be an object")
+        for word in below:
+            if word not in names:
+                _unknown(join(inner, word), inner, word, sorted(names), name, [], fatal=True)
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _struct(kind: Any) -> type[msgspec.Struct] | None:
+    return next((one for one in _members(kind) if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
+
+
+def children(node: Node) -> Iterator[Node]:
+    """The members of a value that the schema knows, each with its own type."""
+    path, generic, value, kind = node
+    if isinstance(value, dict) and (struct := _struct(kind)) is not None:
+        for field in msgspec.structs.fields(struct):
+            if field.encode_name in value:
+                yield join(path, field.encode_name), join(generic, field.encode_name), value[field.encode_name], field.type
+        return
+    for member in _members(kind):
+        if isinstance(value, dict) and get_origin(member) is dict:
+            below = get_args(member)[1]
+            for key, item in value.items():
+                yield join(path, key), f"{generic}.*", item, below
+        elif isinstance(value, list) and get_origin(member) is tuple:
+            below = get_args(member)[0]
+            for number, item in enumerate(value):
+                yield f"{path}[{number}]", f"{generic}[]", item, below
+
+
+def decode(tree: dict[str, Any], name: str) -> Config:
+    """The configuration of a tree. Raises ConfigError with the key path of the first value of a wrong type."""
+    try:
+        return msgspec.convert(tree, Config, dec_hook=_number_with_unit)
+    except msgspec.ValidationError as error:
+        path, text = _locate(("", "", tree, Config)) or ("", str(error))
+    raise ConfigError(f"{name}: {path}: {text}" if path else f"{name}: {text}")
+
+
+def _locate(node: Node) -> tuple[str, str] | None:
+    """The deepest place where a value is not of its type, and why; None where it is."""
+    path, _, value, kind = node
+    try:
+        msgspec.convert(value, kind, dec_hook=_number_with_unit)
+    except msgspec.ValidationError as error:
+        for child in children(node):
+            if (found := _locate(child)) is not None:
+                return found
+        words = [word for one in _members(kind) if get_origin(one) is Literal for word in get_args(one)]
+        if words:
+            return path, f"must be one of {', '.join(words)}"
+        return path, re.sub(r" - at `\$.*`$", "", str(error)).replace("`", "")
+    return None
+
+
+_UNITS: dict[type, dict[str, float]] = {
+    Milliseconds: {"": 1, "ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000},
+    Bytes: {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30},
+}
+_MOST = {Milliseconds: 3650 * 86_400_000, Bytes: 1 << 50}
+_HELP = {
+    Milliseconds: 'must be a duration of at most 3650 days: milliseconds, or a number with ms, s, m, h or d such as "30s"',
+    Bytes: 'must be a size of at most 1 PB: bytes, or a number with b, kb, mb or gb such as "32mb"',
+}
+_QUANTITY = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
+
+
+def _number_with_unit(kind: type, value: Any) -> Any:
+    """msgspec's hook for `Milliseconds` and `Bytes`. Raises ValueError, which msgspec turns into its own error."""
+    if kind not in _UNITS:
+        raise NotImplementedError(kind)
+    number: float = -1
+    if isinstance(value, str):
+        match = _QUANTITY.fullmatch(value)
+        if match and match[2].lower() in _UNITS[kind]:
+            number = float(match[1]) * _UNITS[kind][match[2].lower()]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    if not 0 <= number <= _MOST[kind]:
+        raise ValueError(_HELP[kind])
+    return kind(round(number))

@@ -1,0 +1,58 @@
+"""Keys that ask for a protection this version cannot give: the gateway does not start with them rather than ignore them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mayros.config.schema import Config
+from mayros.errors import ConfigError
+
+
+def refuse_unsupported(config: Config, raw: dict[str, Any]) -> None:
+    """Raise ConfigError (status 78) for the first such key. `raw` is the tree of `Loaded.raw`; the list is in docs/configuration.md."""
+    for path, reason in _asked(config, raw):
+        raise ConfigError(f"{path}: this version cannot do that and does not start as if it could: {reason}")
+
+
+def _asked(config: Config, raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    gateway = config.gateway
+    if gateway.tls.enabled:
+        yield "gateway.tls.enabled", "put a TLS proxy in front, or listen with --listen tls:..."
+    if gateway.bind in ("tailnet", "auto"):
+        yield "gateway.bind", f"{gateway.bind} is not offered; use loopback, lan, or custom with gateway.customBindHost"
+    if gateway.remote.tls_fingerprint is not None:
+        yield "gateway.remote.tlsFingerprint", "certificates are not pinned; remove it to trust the system's certificates"
+    if _given(headers := _below(raw, "gateway", "http", "securityHeaders")) and isinstance(headers, dict) and any(map(_given, headers.values())):
+        yield "gateway.http.securityHeaders", "let the TLS proxy add the headers"
+    if _given(_below(raw, "limits")):
+        yield "limits", "budgets of tokens and cost are not kept"
+    if _given(_below(raw, "agents", "defaults", "limits")):
+        yield "agents.defaults.limits", "budgets of tokens and cost are not kept"
+    agents = _below(raw, "agents", "list")
+    for number, agent in enumerate(agents if isinstance(agents, list) else ()):
+        if _given(_below(agent, "limits")):
+            yield f"agents.list[{number}].limits", "budgets of tokens and cost are not kept"
+    if _denies(_below(raw, "session", "sendPolicy")):
+        yield "session.sendPolicy", "no session is barred from sending"
+    if _given(_below(raw, "logging", "redactPatterns")):
+        yield "logging.redactPatterns", "only the built-in patterns of secrets are hidden from the log"
+
+
+def _below(tree: Any, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _given(value: Any) -> bool:
+    """Whether a key asks for anything; an empty object, an empty list, null and false do not."""
+    return value not in (None, False, "", [], {})
+
+
+def _denies(policy: Any) -> bool:
+    if isinstance(policy, str):
+        return policy.strip().lower() == "deny"
+    if isinstance(policy, dict):
+        return any(_denies(value) for value in policy.values() if isinstance(value, str | dict | list))
+    return isinstance(policy, list) and any(_denies(item) for item in policy)

@@ -1,0 +1,338 @@
+"""Who the client is, behind proxies and behind pages: peer, forwarding headers, Host, Origin. Pure.
+
+The rules are A1 to A13 of the security notes: locality is never inferred from the peer's address alone, forwarding headers are read only
+from trusted proxies, and whatever cannot be read makes the client unknown, never local. (A13, that `loopback` never widens, is kept where
+ports are opened.) Imports mayros.config and mayros.errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+import msgspec
+
+from mayros.config.schema import Gateway
+from mayros.errors import ConfigError
+
+#: All lines of one request header, or None: `getRawHeaders` of a Twisted request.
+Headers = Callable[[bytes], Sequence[bytes] | None]
+IP = IPv4Address | IPv6Address
+
+#: A request that carries one of these came through a proxy. Headers are asked for by name, each costs a quarter of a microsecond per
+#: request, so of the families `X-Forwarded-*` and `Tailscale-*` these are the ones that proxies send.
+FORWARDING = (
+    b"x-forwarded-for",
+    b"forwarded",
+    b"x-real-ip",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+    b"x-forwarded-port",
+    b"x-forwarded-server",
+    b"x-forwarded-scheme",
+    b"tailscale-user-login",
+    b"tailscale-headers-info",
+)
+#: Hops of X-Forwarded-For that are walked; a longer chain makes the client unknown.
+MAX_HOPS = 32
+#: Longest Host or Origin value that is looked at: 253 bytes of name, brackets, scheme and port.
+MAX_NAME = 320
+UNIX_KEY = "unix"
+
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_AUTHORITY = rf"(?P<name>(?:{_LABEL}\.)*{_LABEL}\.?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{0,5}}))?"
+_HOST = re.compile(_AUTHORITY, re.IGNORECASE | re.ASCII)
+_ORIGIN = re.compile(rf"(?P<scheme>https?)://{_AUTHORITY}", re.IGNORECASE | re.ASCII)
+_PORTED_HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}", re.ASCII)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+#: Literal addresses that a page cannot make its own name stand for: no DNS is asked, so there is nothing to rebind.
+_PRIVATE = tuple(
+    ip_network(net) for net in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "::1/128", "fc00::/7", "fe80::/10")
+)
+
+
+class Address(msgspec.Struct, frozen=True):
+    """What is known of a client.
+
+    `peer` is the other end of the connection (None: a unix socket), `client` whom it speaks for (None: unknown), `limiter_key` what failures
+    are counted under. `direct_local`: a program on this machine that talks to us itself. `exempt`: may have the limiter's loopback
+    exemption. `trusted_peer`: the peer is one of `gateway.trustedProxies`.
+    """
+
+    peer: str | None
+    client: str | None
+    limiter_key: str
+    direct_local: bool
+    exempt: bool
+    trusted_peer: bool
+
+
+class _Peer(msgspec.Struct, frozen=True):
+    """What an address alone says, worked out once. `plain` is the answer when neither locality nor trust can change it."""
+
+    text: str | None
+    key: str
+    loopback: bool
+    trusted: bool
+    plain: Address
+    local: Address
+
+
+class _Host(msgspec.Struct, frozen=True):
+    """A Host value: canonical name (no brackets, no final dot), port if written, address if it is a literal.
+
+    `local`: it is loopback by its name alone; `ours`: it names this machine, which also bound and listed names do.
+    """
+
+    name: str
+    port: int | None
+    literal: IP | None
+    local: bool
+    ours: bool
+
+
+def parse_ip(text: str) -> IP | None:
+    """An address in canonical form: `::ffff:1.2.3.4` is `1.2.3.4`, a zone id is dropped. None when it is no address."""
+    try:
+        ip = ip_address(text.strip())
+    except ValueError:
+        return None
+    # Through the number, because an address with a zone id is not equal to the same one without.
+    return ip if isinstance(ip, IPv4Address) else ip.ipv4_mapped or IPv6Address(int(ip))
+
+
+def limiter_key(ip: IP) -> str:
+    """What one client's failures and connections are counted under: the address, for IPv6 its /64, which one client owns as a whole."""
+    if isinstance(ip, IPv6Address) and not ip.is_loopback:
+        return f"{IPv6Address(int(ip) >> 64 << 64)}/64"
+    return str(ip)
+
+
+def parse_network(text: str) -> IPv4Network | IPv6Network:
+    """An address or CIDR. ValueError when it is none, has host bits, or holds every address of its family."""
+    net = ip_network(text.strip())
+    mapped = net.network_address.ipv4_mapped if isinstance(net, IPv6Network) else None
+    if mapped is not None and net.prefixlen >= 96:
+        net = ip_network(f"{mapped}/{net.prefixlen - 96}")
+    if net.prefixlen == 0:
+        raise ValueError("a /0 would trust every address")
+    return net
+
+
+def _host(text: str) -> _Host | None:
+    """A Host value without surrounding blanks; None when it is malformed."""
+    found = _HOST.fullmatch(text) if len(text) <= MAX_NAME else None
+    return None if found is None else _authority(found)
+
+
+def _authority(found: re.Match[str]) -> _Host | None:
+    name, digits = found["name"].lower(), found["port"]
+    port = int(digits) if digits else None
+    if len(name) > 254 or (port is not None and port > 65535):
+        return None
+    literal = parse_ip(name.strip("[]"))
+    if literal is None:
+        if name.startswith("["):
+            return None
+        name = name.removesuffix(".")
+        return _Host(name, port, None, name == "localhost", name == "localhost")
+    # `[1.2.3.4]` and a bare `::1` are no Host values; the latter does not match at all.
+    if name.startswith("[") and ":" not in name:
+        return None
+    return _Host(str(literal), port, literal, literal.is_loopback, literal.is_loopback)
+
+
+def _listed(origins: Sequence[str]) -> frozenset[str]:
+    return frozenset(origin.strip().lower().rstrip("/") for origin in origins)
+
+
+class AddressRules:
+    """The rules with one configuration's values put in. Build one per configuration; `of` runs on every request."""
+
+    def __init__(
+        self,
+        proxies: Sequence[IPv4Network | IPv6Network],
+        names: Sequence[str],
+        ui_origins: Sequence[str],
+        cors_origins: Sequence[str],
+        real_ip: bool,
+        on_warning: Callable[[str], None] | None = None,
+    ) -> None:
+        self._proxies = tuple(proxies)
+        self._names = frozenset(names)
+        #: `gateway.http.cors.allowedOrigins`: the pages that may call the HTTP doors.
+        self.cors_origins = tuple(cors_origins)
+        self._origins = (*ui_origins, *cors_origins)
+        self._real_ip = real_ip
+        self._on_warning = on_warning
+        # Bounded: what comes from outside must not grow the process. The values cached are at most MAX_NAME bytes long.
+        self._known = lru_cache(4096)(self._know)
+        self._hosts = lru_cache(1024)(self._read_host)
+
+    @classmethod
+    def build(cls, gateway: Gateway, bound_hosts: Sequence[str], on_warning: Callable[[str], None] | None = None) -> AddressRules:
+        """From `gateway`, and the addresses or names really listened on (wildcards say nothing and are skipped).
+
+        `on_warning` hears, once, that a program on this machine forwards requests without being a trusted proxy. Raises ConfigError.
+        """
+        proxies = []
+        for number, entry in enumerate(gateway.trusted_proxies):
+            try:
+                proxies.append(parse_network(entry))
+            except ValueError as error:
+                raise ConfigError(f"gateway.trustedProxies[{number}]: {entry!r} cannot be used: {error}.") from None
+        names = []
+        for bound in bound_hosts:
+            ip = parse_ip(bound.strip("[]"))
+            if ip is None:
+                names.append(bound.strip().lower().removesuffix("."))
+            elif not ip.is_unspecified:
+                names.append(str(ip))
+        for number, entry in enumerate(gateway.allowed_hosts):
+            text = entry.strip()
+            host = _host(f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text)
+            if host is None:
+                raise ConfigError(f"gateway.allowedHosts[{number}]: {entry!r} is not a host name or an address.")
+            names.append(host.name)
+        return cls(proxies, names, gateway.control_ui.allowed_origins, gateway.http.cors.allowed_origins, gateway.allow_real_ip_fallback, on_warning)
+
+    def of(self, peer: str | None, headers: Headers, proxied: bool = False) -> Address:
+        """The client behind `peer` (the address of the connection, None for a unix socket).
+
+        `proxied`: the peer's address was told by a PROXY protocol header (which must be believed only from a `trusts` peer or on a unix
+        socket); such a client is never local (A12).
+        """
+        known = self._known(peer)
+        if known.trusted:
+            return self._forwarded(known, headers)
+        if not known.loopback or proxied:
+            return known.plain
+        if any(map(headers, FORWARDING)):
+            if self._on_warning is not None:
+                warn, self._on_warning = self._on_warning, None
+                warn("A program on this machine forwards requests; they count as remote. List it in gateway.trustedProxies if it is your proxy.")
+            return known.plain
+        if not self.host_ok(headers):
+            return known.plain
+        origins = headers(b"origin")
+        if not origins:
+            return known.local
+        local = len(origins) == 1 and self._origin_ok(origins[0].decode("latin-1"), headers, True, self._origins)
+        return msgspec.structs.replace(known.plain, direct_local=local)
+
+    @property
+    def remembered(self) -> int:
+        """How many peers and Host values are remembered; bounded."""
+        return self._known.cache_info().currsize + self._hosts.cache_info().currsize
+
+    @property
+    def has_proxies(self) -> bool:
+        """Whether `gateway.trustedProxies` holds anything."""
+        return bool(self._proxies)
+
+    def is_loopback(self, peer: str | None) -> bool:
+        """Whether the peer is on this machine: a loopback address or a unix socket."""
+        return self._known(peer).loopback
+
+    def trusts(self, peer: str | None) -> bool:
+        """Whether the peer is one of `gateway.trustedProxies`."""
+        return self._known(peer).trusted
+
+    def connection_key(self, peer: str | None) -> str | None:
+        """What a peer's connections are counted under; None: not capped (loopback, unix sockets, trusted proxies)."""
+        known = self._known(peer)
+        return None if known.loopback or known.trusted else known.key
+
+    def host_ok(self, headers: Headers) -> bool:
+        """Whether the one Host header names this machine: local, bound, or in `gateway.allowedHosts`."""
+        host = self._host_of(headers)
+        return host is not None and host.ours
+
+    def valid_host_header(self, headers: Headers, http11: bool) -> bool:
+        """Whether there is exactly one Host header, well formed; HTTP/1.0 may leave it out."""
+        return self._host_of(headers) is not None or (not http11 and not headers(b"host"))
+
+    def origin_ok(self, origin: str, headers: Headers, address: Address, allowed: Sequence[str]) -> bool:
+        """Whether a page of this origin may talk to us.
+
+        It is listed in `allowed` (exactly; `null` and schemes other than http only so), or is the very host and port of a Host header that
+        names this machine or is a private address literal, or both are loopback and the client is direct and local.
+        """
+        return self._origin_ok(origin, headers, address.direct_local, allowed)
+
+    def origin_listed(self, origin: str, allowed: Sequence[str]) -> bool:
+        """Whether the origin is in `allowed`, exactly but for case and a final slash."""
+        return origin.lower() in _listed(allowed)
+
+    def _origin_ok(self, origin: str, headers: Headers, local: bool, allowed: Sequence[str]) -> bool:
+        if len(origin) > MAX_NAME:
+            return False
+        if self.origin_listed(origin, allowed):
+            return True
+        found = _ORIGIN.fullmatch(origin)
+        page = None if found is None else _authority(found)
+        host = self._host_of(headers)
+        if found is None or page is None or host is None:
+            return False
+        if local and page.local and host.local:
+            return True
+        default = _DEFAULT_PORTS[found["scheme"].lower()]
+        same = page.name == host.name and (page.port or default) == (host.port or default)
+        ours = host.ours or (host.literal is not None and any(host.literal in net for net in _PRIVATE))
+        return same and ours
+
+    def _host_of(self, headers: Headers) -> _Host | None:
+        lines = headers(b"host")
+        if not lines or len(lines) != 1 or len(lines[0]) > MAX_NAME:
+            return None
+        return self._hosts(lines[0])
+
+    def _read_host(self, value: bytes) -> _Host | None:
+        host = _host(value.decode("latin-1"))
+        if host is not None and host.name in self._names:
+            host = msgspec.structs.replace(host, ours=True)
+        return host
+
+    def _know(self, peer: str | None) -> _Peer:
+        ip = None if peer is None else parse_ip(peer)
+        text = peer if ip is None else str(ip)
+        loopback = peer is None or (ip is not None and ip.is_loopback)
+        trusted = ip is not None and any(ip in net for net in self._proxies)
+        key = UNIX_KEY if peer is None else limiter_key(ip) if ip is not None else "unknown"
+        plain = Address(text, text if ip is not None else None, key, direct_local=False, exempt=False, trusted_peer=trusted)
+        return _Peer(text, key, loopback, trusted, plain, msgspec.structs.replace(plain, direct_local=True, exempt=True))
+
+    def _forwarded(self, known: _Peer, headers: Headers) -> Address:
+        """The client that a trusted proxy speaks for. Unknown: counted under the proxy's address, never local, never exempt (A7)."""
+        ip: IP | None = None
+        chain = headers(b"x-forwarded-for")
+        if chain:
+            ip = self._walk(chain)
+        elif self._real_ip:
+            lines = headers(b"x-real-ip")
+            if lines and len(lines) == 1 and len(lines[0]) <= MAX_NAME:
+                ip = _hop(lines[0].decode("latin-1"))
+        if ip is None or ip.is_loopback:
+            return msgspec.structs.replace(known.plain, client=None)
+        return msgspec.structs.replace(known.plain, client=str(ip), limiter_key=limiter_key(ip))
+
+    def _walk(self, lines: Sequence[bytes]) -> IP | None:
+        """From the right: trusted hops are skipped, the first other one is the client. What is not an address ends the walk.
+
+        A chain of nothing but trusted hops has no client either.
+        """
+        hops = b",".join(lines).decode("latin-1").rsplit(",", MAX_HOPS)
+        for number, text in enumerate(reversed(hops)):
+            ip = _hop(text) if number < MAX_HOPS else None
+            if ip is None or not any(ip in net for net in self._proxies):
+                return ip
+        return None
+
+
+def _hop(text: str) -> IP | None:
+    """One hop, with or without a port: `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]`, `[::1]:5`."""
+    text = text.strip()
+    found = _PORTED_HOP.fullmatch(text)
+    return parse_ip(found[1] or found[2]) if found is not None else parse_ip(text)

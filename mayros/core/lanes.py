@@ -1,0 +1,76 @@
+"""Order and limits of runs: one lane per session, strictly serial, and a number of slots for all. The local implementations of two ports."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from twisted.internet.defer import Deferred, fail, succeed
+
+from mayros.core.ports import Lease
+from mayros.errors import QueueFull
+
+
+class LocalLanes:
+    """`Lanes` in one process. At most `per_session` runs wait in a lane and `total` in all lanes."""
+
+    def __init__(self, per_session: int, total: int) -> None:
+        self._per_session, self._total = per_session, total
+        self._lanes: dict[str, deque[Deferred[Lease]]] = {}
+        self._waiting = self._fence = 0
+
+    def _lease(self, session: str) -> Lease:
+        self._fence += 1
+        return Lease(session, self._fence)
+
+    def acquire(self, session: str) -> Deferred[Lease]:
+        """The lease, at once where the lane is free. Fails with QueueFull; cancelling leaves the queue."""
+        lane = self._lanes.get(session)
+        if lane is None:
+            self._lanes[session] = deque()
+            return succeed(self._lease(session))
+        if len(lane) >= self._per_session or self._waiting >= self._total:
+            return fail(QueueFull(f"{len(lane)} runs are waiting in this session and {self._waiting} in all: too many. Try again shortly."))
+
+        def leave(waiter: Deferred[Lease]) -> None:
+            lane.remove(waiter)
+            self._waiting -= 1
+
+        waiter: Deferred[Lease] = Deferred(leave)
+        lane.append(waiter)
+        self._waiting += 1
+        return waiter
+
+    def release(self, lease: Lease) -> None:
+        """Give the lane to the next in line."""
+        lane = self._lanes[lease.session]
+        if lane:
+            self._waiting -= 1
+            lane.popleft().callback(self._lease(lease.session))
+        else:
+            del self._lanes[lease.session]
+
+
+class LocalSlots:
+    """`Slots` in one process: `total` runs think at the same time, the rest wait in order of arrival (bounded by the lanes' limits)."""
+
+    def __init__(self, total: int, waiting: int) -> None:
+        self._free, self._limit = total, waiting
+        self._queue: deque[Deferred[None]] = deque()
+
+    def acquire(self) -> Deferred[None]:
+        """A slot, at once where one is free. Fails with QueueFull; cancelling leaves the queue."""
+        if self._free:
+            self._free -= 1
+            return succeed(None)
+        if len(self._queue) >= self._limit:
+            return fail(QueueFull(f"{len(self._queue)} runs are waiting for a free slot: too many. Try again shortly."))
+        waiter: Deferred[None] = Deferred(self._queue.remove)
+        self._queue.append(waiter)
+        return waiter
+
+    def release(self) -> None:
+        """Give the slot to the next in line."""
+        if self._queue:
+            self._queue.popleft().callback(None)
+        else:
+            self._free += 1

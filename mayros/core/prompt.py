@@ -1,0 +1,82 @@
+"""The system prompt: what the gateway says to the model before the conversation.
+
+Stable parts first (so that a provider's prompt cache holds them), the caller's own instructions last. Our parts take at most a quarter of
+the model's window; the caller's text is never cut. Source: agent-runtime facts, section 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from mayros.core.models import Model
+from mayros.core.ports import WorkspaceFile
+from mayros.core.routing import Agent
+from mayros.core.tokens import estimate
+
+#: A file that would get less room than this is left out.
+LEAST_CHARS = 64
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Prompter:
+    """Makes system prompts, and keeps the stable part of each agent and model as long as its files do not change."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str], tuple[Agent, Sequence[WorkspaceFile], str]] = {}
+
+    def system(self, agent: Agent, files: Sequence[WorkspaceFile], model: Model, extra: str) -> str:
+        """The whole system prompt; `extra` is the caller's."""
+        key = (agent.id, model.ref)
+        kept = self._kept.get(key)
+        if kept is None or kept[0] is not agent or kept[1] is not files:
+            kept = self._kept[key] = (agent, files, stable_part(agent, files, window(agent, model)))
+        return f"{kept[2]}\n\n{extra}" if extra else kept[2]
+
+
+def window(agent: Agent, model: Model) -> int:
+    """Tokens that a conversation of this agent may have with this model."""
+    return min(model.context_window, agent.context_tokens or model.context_window)
+
+
+def stable_part(agent: Agent, files: Sequence[WorkspaceFile], window_tokens: int) -> str:
+    """Identity, the operator's instructions, workspace and its files; at most a quarter of the window."""
+    head = [f"You are {agent.name or 'a helpful personal assistant'}{' ' + agent.emoji if agent.emoji else ''}."]
+    if agent.system_prompt:
+        head.append(agent.system_prompt)
+    head.append(f"Your workspace is {_CONTROL.sub('', agent.workspace)}.")
+    if agent.timezone:
+        head.append(f"The user's time zone is {_CONTROL.sub('', agent.timezone)}.")
+    text = "\n\n".join(head)
+    room = window_tokens // 4 - estimate(text) - 8
+    context = _files(files, agent.file_max_chars, agent.total_max_chars, room)
+    return f"{text}\n\n# Project Context\n\n{context}" if context else text
+
+
+def _files(files: Sequence[WorkspaceFile], each: int, together: int, room_tokens: int) -> str:
+    """The files under headings, cut so that they fit `each`, `together` (characters) and `room_tokens`."""
+    parts: list[str] = []
+    for file in files:
+        path = _CONTROL.sub("", file.path)
+        text = f"[MISSING] Expected at: {path}" if file.text is None else file.text.rstrip()
+        # One token is four characters at most, and one character in scripts without spaces.
+        per_token = max(1.0, len(text) / max(1, estimate(text)))
+        limit = min(each, together, int(room_tokens * min(4.0, per_token)) - len(path) - 4)
+        if len(text) > limit:
+            if limit < LEAST_CHARS:
+                break
+            text = cut(text, limit, path)
+        if text:
+            parts.append(f"## {path}\n\n{text}")
+            together -= len(text)
+            room_tokens -= estimate(parts[-1]) + 1
+    return "\n\n".join(parts)
+
+
+def cut(text: str, limit: int, path: str) -> str:
+    """Head (70 %) and tail (20 %) of a text over `limit` characters, with two lines between them that say so."""
+    head, tail = int(limit * 0.7), int(limit * 0.2)
+    note = f"[... {path} was cut to fit: read the file for the rest.]\n[Kept {head}+{tail} of {len(text)} characters.]"
+    if len(note) + 2 > limit - head - tail:
+        head, tail = max(0, int((limit - len(note) - 2) * 0.75)), max(0, int((limit - len(note) - 2) * 0.25))
+    return f"{text[:head].rstrip()}\n{note}\n{text[len(text) - tail :] if tail else ''}"

@@ -1,0 +1,266 @@
+"""Live runs: each is a task of its own, from its submission to the commit of its turn. The local implementation of the port `Runs`.
+
+A run waits for its session's lane and for a slot, thinks, commits, and only then is said to have ended. It ends in exactly one of ok, error,
+aborted, timeout. Cancelling is Twisted's: the task is cancelled, the generators close, the provider's socket closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Protocol
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mayros.core.ports import Clock, History, Idempotency, Lanes, Lease, OnLost, Owner, Principal, RunResult, Slots, Turn, TurnStore, Watcher
+from mayros.errors import GatewayError, InvalidRequest, RunAborted, RunTimeout, ServerShutdown, Unavailable
+from mayros.events import Event, FinishReason, ModelAnswered, Outcome, RunEnded, RunStarted, TextDelta, TurnFinished, Usage
+
+log = Logger()
+
+
+class Thinker(Protocol):
+    """core/agent.py's loop."""
+
+    def think(self, turn: Turn, history: History) -> AsyncGenerator[list[Event], None]: ...
+
+
+class LiveRun:
+    """One run; see ports.Run."""
+
+    def __init__(self, turn: Turn, principal: Principal, owner: Owner | None, on_lost: OnLost, abort: Callable[[LiveRun, Exception], bool]) -> None:
+        self.turn, self.principal = turn, principal
+        self.result: RunResult | None = None
+        self.error: Exception | None = None
+        self._owner, self._on_lost, self._abort = owner, on_lost, abort
+        self._parts: list[str] = []
+        self._waiters: list[Deferred[RunResult]] = []
+        self.usage, self.model, self.finish_reason = Usage(), None, None
+        self.task: Deferred[None] | None = None
+        self.why: Exception | None = None
+        self.committing = False
+
+    usage: Usage
+    model: ModelAnswered | None
+    finish_reason: FinishReason | None
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._parts)
+
+    def take(self, events: list[Event]) -> None:
+        """Remember what the run will be recorded with."""
+        for event in events:
+            kind = type(event)
+            if kind is TextDelta:
+                self._parts.append(event.text)  # type: ignore[attr-defined]
+            elif kind is Usage:
+                self.usage = self.usage.plus(event)  # type: ignore[arg-type]
+            elif kind is ModelAnswered:
+                self.model = event  # type: ignore[assignment]
+            elif kind is TurnFinished:
+                self.finish_reason = event.reason  # type: ignore[attr-defined]
+
+    async def tell_owner(self, events: list[Event]) -> None:
+        """Suspends while the owner's client is slow."""
+        if self._owner is not None:
+            await self._owner.send(events)
+
+    def ended(self) -> Deferred[RunResult]:
+        """See ports.Run."""
+        if self.result is not None:
+            return succeed(self.result)
+        waiter: Deferred[RunResult] = Deferred(self._waiters.remove)
+        self._waiters.append(waiter)
+        return waiter
+
+    def lost(self) -> None:
+        """See ports.Run."""
+        self._owner = None
+        if self._on_lost == "cancel":
+            self._abort(self, RunAborted("The client went away."))
+
+    def end(self, result: RunResult) -> None:
+        """Tell everybody who waits."""
+        self.result, self._owner = result, None
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback(result)
+
+
+class LocalRuns:
+    """See ports.Runs. `now_ms` is the wall clock, for the record; `clock` is for waiting."""
+
+    def __init__(
+        self, thinker: Thinker, store: TurnStore, idempotency: Idempotency, lanes: Lanes, slots: Slots, clock: Clock, now_ms: Callable[[], int]
+    ) -> None:
+        self._thinker, self._store, self._idempotency = thinker, store, idempotency
+        self._lanes, self._slots, self._clock, self._now_ms = lanes, slots, clock, now_ms
+        self._live: dict[str, LiveRun] = {}
+        self._watchers: list[Watcher] = []
+        self._idle: list[Deferred[None]] = []
+        self._draining = False
+
+    def submit(self, turn: Turn, principal: Principal, owner: Owner | None = None, on_lost: OnLost = "cancel") -> LiveRun:
+        """See ports.Runs."""
+        if self._draining:
+            raise Unavailable("The gateway is stopping. Try again shortly.", retry_after=2)
+        if not turn.agent.models:
+            raise Unavailable(f'Agent "{turn.agent.id}" has no model: set agents.defaults.model.primary, or run `mayros setup`.')
+        if turn.run_id in self._live:
+            raise InvalidRequest(f"A run {turn.run_id} is live already.")
+        run = LiveRun(turn, principal, owner, on_lost, self._cancel)
+        self._live[turn.run_id] = run
+        run.task = Deferred.fromCoroutine(self._drive(run))
+        run.task.addErrback(self._broken, run)
+        return run
+
+    def get(self, run_id: str) -> LiveRun | None:
+        """A run that has not ended."""
+        return self._live.get(run_id)
+
+    def live(self) -> int:
+        """How many runs have not ended."""
+        return len(self._live)
+
+    def abort(self, run_id: str, why: Exception) -> bool:
+        """See ports.Runs."""
+        run = self._live.get(run_id)
+        return run is not None and self._cancel(run, why)
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """See ports.Runs."""
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    def drain(self) -> None:
+        """Take no more runs."""
+        self._draining = True
+
+    def abort_all(self) -> None:
+        """The gateway stops: whatever is live ends as aborted."""
+        for run in list(self._live.values()):
+            self._cancel(run, ServerShutdown())
+
+    def drained(self) -> Deferred[None]:
+        """See ports.Runs."""
+        if not self._live:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred(self._idle.remove)
+        self._idle.append(waiter)
+        return waiter
+
+    def _cancel(self, run: LiveRun, why: Exception) -> bool:
+        if run.committing or run.result is not None:
+            return False
+        if run.why is None:
+            run.why = why
+            # Not at once: the call may come from inside the task, which can only be cancelled while it waits.
+            self._clock.callLater(0, self._cancel_task, run)
+        return True
+
+    def _cancel_task(self, run: LiveRun) -> None:
+        if not run.committing and run.result is None and run.task is not None:
+            run.task.cancel()
+
+    async def _drive(self, run: LiveRun) -> None:
+        turn, started_ms = run.turn, self._now_ms()
+        limit = self._clock.callLater(
+            turn.timeout_seconds, self._cancel, run, RunTimeout(f"The run reached its limit of {turn.timeout_seconds:g} s.")
+        )
+        lease: Lease | None = None
+        slot = False
+        history: History | None = None
+        outcome: Outcome = "ok"
+        try:
+            try:
+                session = str(turn.session)
+                lease = await self._lanes.acquire(session)
+                await self._slots.acquire()
+                slot = True
+                history = self._store.fresh(turn.session) if turn.stateless else await self._store.history(turn.session)
+                await self._tell(run, [RunStarted(turn.run_id, session, turn.agent.id, started_ms)])
+                async with aclosing(self._thinker.think(turn, history)) as batches:
+                    async for batch in batches:
+                        run.take(batch)
+                        await self._tell(run, batch)
+            except CancelledError:
+                run.error = run.why or RunAborted()
+                outcome = "timeout" if type(run.error) is RunTimeout else "aborted"
+            except GatewayError as error:
+                run.error, outcome = error, "error"
+            except Exception:  # noqa: BLE001  a defect must end its run, and no other
+                log.failure("run {run_id} failed inside", run_id=turn.run_id)
+                run.error, outcome = GatewayError(), "error"
+            run.committing = True
+            if limit.active():
+                limit.cancel()
+            result = self._result(run, outcome, started_ms, history)
+            if lease is not None and history is not None and not isinstance(run.error, InvalidRequest):
+                try:
+                    await self._store.finish(turn, history, result, lease)
+                except GatewayError as error:
+                    run.error, outcome = error, "error"
+                    result = self._result(run, outcome, started_ms, history)
+                    await self._release_claim(turn)
+            else:
+                await self._release_claim(turn)
+        finally:
+            if slot:
+                self._slots.release()
+            if lease is not None:
+                self._lanes.release(lease)
+            del self._live[turn.run_id]
+        self._publish(run, [RunEnded(outcome, result.finish_reason, run.usage, result.ended_at_ms, run.error)])
+        self._end(run, result)
+
+    async def _release_claim(self, turn: Turn) -> None:
+        """Nothing was recorded, so the idempotency key is free again."""
+        if turn.claim is not None:
+            try:
+                await self._idempotency.release(turn.claim)
+            except GatewayError:
+                log.failure("run {run_id}: its idempotency key could not be released; it expires by itself", run_id=turn.run_id)
+
+    async def _tell(self, run: LiveRun, events: list[Event]) -> None:
+        self._publish(run, events)
+        await run.tell_owner(events)
+
+    def _publish(self, run: LiveRun, events: list[Event]) -> None:
+        for watcher in self._watchers:
+            watcher(run, events)
+
+    def _result(self, run: LiveRun, outcome: Outcome, started_ms: int, history: History | None) -> RunResult:
+        turn, model, error = run.turn, run.model, run.error
+        return RunResult(
+            run_id=turn.run_id,
+            session_key=str(turn.session),
+            session_id=history.session_id if history is not None else "",
+            agent_id=turn.agent.id,
+            outcome=outcome,
+            text=run.text,
+            started_at_ms=started_ms,
+            ended_at_ms=self._now_ms(),
+            finish_reason=run.finish_reason if outcome == "ok" else None,
+            usage=run.usage,
+            provider=model.provider if model is not None else None,
+            model=model.model if model is not None else None,
+            error_code=(error.code or "invalid_request") if isinstance(error, GatewayError) else None,
+            error=error.message if isinstance(error, GatewayError) else None,
+        )
+
+    def _end(self, run: LiveRun, result: RunResult) -> None:
+        run.end(result)
+        if not self._live:
+            idle, self._idle = self._idle, []
+            for waiter in idle:
+                waiter.callback(None)
+
+    def _broken(self, failure: Failure, run: LiveRun) -> None:
+        """The task itself failed: a defect, but whoever waits must not wait for ever."""
+        log.failure("run {run_id} could not be closed", failure=failure, run_id=run.turn.run_id)
+        run.error = GatewayError()
+        self._end(run, self._result(run, "error", self._now_ms(), None))

@@ -1,0 +1,125 @@
+"""Opening the ports: which endpoints, and whether what was really opened may be served. Nothing is accepted before the reactor runs.
+
+`loopback` is 127.0.0.1 and, where it exists, ::1, never wider. Every address is judged after it is bound, also those of `--listen` and of adopted
+sockets: one that is not loopback needs authentication. Imports config and errors.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Any
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.python.failure import Failure
+
+from mayros.config.schema import Gateway
+from mayros.errors import StartError
+
+BACKLOG = 1024
+#: An endpoint string that says a mode or a backlog of its own.
+_MODE = re.compile(r"(?<!\\):mode=")
+_BACKLOG = re.compile(r"(?<!\\):backlog=")
+
+
+def parse_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
+    """The endpoint of an operator's string; a unix socket gets mode 600 and a listener our backlog unless it says another."""
+    kind = text.partition(":")[0]
+    if kind == "unix" and not _MODE.search(text):
+        text += ":mode=600"
+    if kind in ("tcp", "tcp6", "unix", "ssl") and not _BACKLOG.search(text):
+        text += f":backlog={BACKLOG}"
+    try:
+        return serverFromString(reactor, text)
+    except Exception as error:  # noqa: BLE001  the parsers raise anything from IndexError to OpenSSL's own errors
+        raise StartError(f"--listen {text.partition(':')[0]}:...: not a usable server endpoint ({type(error).__name__}: {error}).") from error
+
+
+def configured(reactor: Any, gateway: Gateway, port: int) -> list[IStreamServerEndpoint]:
+    """The endpoints of `gateway.bind`; ::1 is tried after 127.0.0.1 by `Listeners`."""
+    if gateway.bind == "loopback":
+        return [TCP4ServerEndpoint(reactor, port, backlog=BACKLOG, interface="127.0.0.1")]
+    host = "0.0.0.0" if gateway.bind == "lan" else (gateway.custom_bind_host or "")  # noqa: S104  the operator asked for it
+    try:
+        kind = TCP6ServerEndpoint if ip_address(host).version == 6 else TCP4ServerEndpoint
+    except ValueError:
+        raise StartError("gateway.customBindHost must be an IP address of this machine.") from None
+    return [kind(reactor, port, backlog=BACKLOG, interface=host)]
+
+
+class Listeners:
+    """The open ports."""
+
+    def __init__(self) -> None:
+        self.ports: list[IListeningPort] = []
+
+    def open(self, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, what: str) -> IListeningPort:
+        """Listen, or raise StartError: status 1 where the address is taken, else 78."""
+        outcome: list[Any] = []
+        endpoint.listen(factory).addBoth(outcome.append)
+        if not outcome:
+            raise StartError(f"{what} cannot be opened at once; use a plain endpoint.")
+        result = outcome[0]
+        if isinstance(result, Failure):
+            raise _refused(result, what)
+        self.ports.append(result)
+        return result
+
+    def open_ipv6_loopback(self, reactor: Any, factory: IProtocolFactory, port: int) -> None:
+        """::1 beside 127.0.0.1, where this machine has it."""
+        endpoint = TCP6ServerEndpoint(reactor, port, backlog=BACKLOG, interface="::1")
+        outcome: list[Any] = []
+        endpoint.listen(factory).addBoth(outcome.append)
+        if not isinstance(outcome[0], Failure):
+            self.ports.append(outcome[0])
+            return
+        reason = getattr(getattr(outcome[0].value, "socketError", outcome[0].value), "errno", None)
+        if reason not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH):
+            raise _refused(outcome[0], f"port {port} on ::1")
+
+    @property
+    def hosts(self) -> Sequence[str]:
+        """The addresses listened on, without those of unix sockets."""
+        return [host for port in self.ports if (host := _host(port)) is not None]
+
+    @property
+    def urls(self) -> Sequence[str]:
+        """Where clients connect."""
+        return [_url(port) for port in self.ports]
+
+    def judge(self, auth_mode: str) -> None:
+        """Refuse to serve beyond this machine without authentication."""
+        for host in self.hosts:
+            if auth_mode == "none" and not ip_address(host.partition("%")[0]).is_loopback:
+                raise StartError(f"Refusing to listen on {host} with gateway.auth.mode none: set a token or a password, or bind to loopback.")
+
+    def close(self) -> list[Any]:
+        """Stop listening; what each port's stopListening gave."""
+        ports, self.ports = self.ports, []
+        return [port.stopListening() for port in ports]
+
+
+def _host(port: IListeningPort) -> str | None:
+    address: Any = port.getHost()
+    return None if isinstance(address, UNIXAddress) else address.host
+
+
+def _url(port: IListeningPort) -> str:
+    address: Any = port.getHost()
+    if isinstance(address, UNIXAddress):
+        return f"unix:{os.fsdecode(address.name or b'')}"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"http://{host}:{address.port}"
+
+
+def _refused(failure: Failure, what: str) -> StartError:
+    error: Any = failure.value
+    reason = getattr(error, "socketError", error)
+    if getattr(reason, "errno", None) == errno.EADDRINUSE:
+        return StartError(f"Cannot listen on {what}: it is in use. Is another gateway running? Choose another with --port.", status=1)
+    return StartError(f"Cannot listen on {what}: {reason}.", status=1 if isinstance(reason, OSError) else 78)

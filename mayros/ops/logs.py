@@ -1,0 +1,156 @@
+"""Logs: the daemon's own lines on its standard output, and one JSON line a request in a dated file. Secrets are redacted before every sink.
+
+Under journald lines carry the priority prefix and no time. The access log is buffered and written once a second; a full disk costs lines,
+never requests.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO
+from urllib.parse import quote
+
+import msgspec
+from twisted.internet.task import LoopingCall
+from twisted.logger import ILogObserver, Logger, LogLevel, formatEvent
+from zope.interface import implementer
+
+from mayros.core.ports import Clock
+
+log = Logger()
+
+KEEP_DAYS = 7
+MAX_FILE_BYTES = 256 << 20
+#: Lines that wait for the next flush; above, new ones are dropped and counted.
+MAX_PENDING = 50_000
+_LEVELS = {"error": LogLevel.error, "warn": LogLevel.warn, "info": LogLevel.info, "debug": LogLevel.debug}
+_PRIORITY = {LogLevel.critical: 2, LogLevel.error: 3, LogLevel.warn: 4, LogLevel.info: 6, LogLevel.debug: 7}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_PATTERNS = re.compile(
+    r"(?i:bearer\s+)[^\s\"']+|\bsk-[A-Za-z0-9_-]{8,}|\bgh[pousr]_[A-Za-z0-9]{8,}|\bgithub_pat_\w{8,}|\bxox[abprs]-[A-Za-z0-9-]{8,}|\bAKIA[A-Z0-9]{12,}"
+    r"|\bAIza[A-Za-z0-9_-]{20,}|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----"
+    r"|(?i:(?:token|secret|password|api.?key)[=:\"' ]{1,4})[A-Za-z0-9_./+-]{12,}|//[^/\s:@]+:[^/\s:@]+@",
+    re.DOTALL,
+)
+
+
+class Redactor:
+    """Takes secrets out of text: the known ones exactly (also URL-encoded), and what looks like one."""
+
+    def __init__(self, secrets: Iterable[str | None]) -> None:
+        known = {secret for secret in secrets if secret and len(secret) >= 8}
+        known |= {quote(secret, safe="") for secret in known}
+        self._known = re.compile("|".join(re.escape(secret) for secret in sorted(known, key=len, reverse=True))) if known else None
+
+    def __call__(self, text: str) -> str:
+        """The text with each secret replaced by `***`."""
+        if self._known is not None:
+            text = self._known.sub("***", text)
+        return _PATTERNS.sub("***", text)
+
+
+@implementer(ILogObserver)
+class LineObserver:
+    """Writes events as lines: `pretty` (time, level, where, text) or `json`; with journald's prefix where the journal reads us."""
+
+    def __init__(self, out: TextIO, level: str, style: str, redact: Callable[[str], str], journal: bool) -> None:
+        self._out, self._threshold, self._json, self._redact, self._journal = out, _LEVELS[level], style == "json", redact, journal
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Write one event."""
+        level = event.get("log_level", LogLevel.info)
+        if level < self._threshold:
+            return
+        text = formatEvent(event)
+        if "log_failure" in event:
+            text = f"{text}\n{event['log_failure'].getTraceback()}"
+        text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", self._redact(text))
+        where = event.get("log_namespace", "-")
+        if self._journal:
+            prefix = f"<{_PRIORITY.get(level, 6)}>"
+            line = "".join(f"{prefix}{where}: {part}\n" for part in text.split("\n"))
+        elif self._json:
+            line = msgspec.json.encode({"time": event.get("log_time"), "level": level.name, "logger": where, "message": text}).decode() + "\n"
+        else:
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(event.get("log_time", time.time())))
+            line = f"{stamp} {level.name:5} {where}: {text}\n"
+        try:
+            self._out.write(line)
+            self._out.flush()
+        except (OSError, ValueError):
+            # Nobody reads our standard output any more; there is no other place to say so.
+            self._threshold = LogLevel.critical
+
+
+def console(level: str, style: str, redact: Callable[[str], str], out: TextIO | None = None) -> LineObserver:
+    """The observer for standard output; finds out by itself whether that is the journal."""
+    out = out if out is not None else sys.stdout
+    try:
+        stat = os.fstat(out.fileno())
+        journal = os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
+    except (OSError, ValueError):
+        journal = False
+    return LineObserver(out, level, style, redact, journal)
+
+
+class AccessLog:
+    """`<directory>/mayros-YYYY-MM-DD.log`, JSON lines, deleted after a week. `wall` is the time of day in seconds."""
+
+    def __init__(self, directory: str, clock: Clock, wall: Callable[[], float], redact: Callable[[str], str]) -> None:
+        self._directory, self._wall, self._redact = directory, wall, redact
+        self._encode = msgspec.json.Encoder().encode
+        self._pending: list[Any] = []
+        self._dropped = 0
+        self._day = ""
+        self._flushing = LoopingCall(self.flush)
+        self._flushing.clock = clock  # type: ignore[assignment]
+
+    def start(self) -> None:
+        """Make the directory and write once a second from now on."""
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        self._flushing.start(1.0, now=False)
+
+    def stop(self) -> None:
+        """Write what is left."""
+        if self._flushing.running:
+            self._flushing.stop()
+        self.flush()
+
+    def record(self, entry: msgspec.Struct) -> None:
+        """Take one line; it is encoded when it is written."""
+        if len(self._pending) >= MAX_PENDING:
+            self._dropped += 1
+        else:
+            self._pending.append(entry)
+
+    def flush(self) -> None:
+        """Append what has come since the last time."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        lines = self._redact("".join([self._encode(entry).decode() + "\n" for entry in pending]))
+        try:
+            day = time.strftime("%Y-%m-%d", time.localtime(self._wall()))
+            path = os.path.join(self._directory, f"mayros-{day}.log")
+            if day != self._day:
+                self._day = day
+                self._remove_old()
+            with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600), "a", encoding="utf-8") as file:
+                if file.tell() + len(lines) > MAX_FILE_BYTES:
+                    self._dropped += len(pending)
+                else:
+                    file.write(lines)
+        except OSError as error:
+            self._dropped += len(pending)
+            log.warn("the access log cannot be written ({error}); {count} lines are lost so far", error=str(error), count=self._dropped)
+
+    def _remove_old(self) -> None:
+        oldest = self._wall() - KEEP_DAYS * 86_400
+        for entry in os.scandir(self._directory):
+            if entry.name.startswith("mayros-") and entry.name.endswith(".log") and entry.stat().st_mtime < oldest:
+                os.unlink(entry.path)

@@ -1,0 +1,369 @@
+"""The composition root: makes every part, knows both doors, and starts and stops them in order. Nobody else constructs services.
+
+`Core` is the agent run with its store and providers, enough for `mayros agent --local`; `Gateway` adds the doors.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn, cast
+
+import msgspec
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, DeferredList, TimeoutError, maybeDeferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import ILogObserver, Logger
+
+from mayros.config.secret import AuthSecret, resolve
+from mayros.core.address import AddressRules
+from mayros.core.agent import AgentLoop
+from mayros.core.auth import Authenticator
+from mayros.core.lanes import LocalLanes, LocalSlots
+from mayros.core.limits import Budget, ConnectionCounter, FailureLimiter
+from mayros.core.models import Provider
+from mayros.core.ports import ModelProvider
+from mayros.core.routing import Settings
+from mayros.core.runs import LocalRuns
+from mayros.errors import StartError
+from mayros.net.http import Origin, origin_for
+from mayros.net.statedir import StateDir, raise_open_files
+from mayros.ops.health import AgentSessions, Health
+from mayros.ops.listen import Listeners, configured, parse_endpoint
+from mayros.ops.logs import AccessLog, Redactor, console
+from mayros.providers.local import LocalModel
+from mayros.providers.openai_chat import OpenAIChat
+from mayros.storage.database import Database
+from mayros.storage.idempotency import SqlIdempotency
+from mayros.storage.maintenance import Maintenance
+from mayros.storage.turns import SqlTurnStore
+from mayros.storage.workspace import FileWorkspace
+from mayros.web.app import ROUTES, Api, Root
+from mayros.web.gate import Gate
+from mayros.web.site import GatewaySite
+from mayros.web.sse import Ticker
+from mayros.ws.broadcast import Broadcaster
+from mayros.ws.context import Context
+from mayros.ws.protocol import ControlFactory, ControlResource
+
+log = Logger()
+
+#: Descriptors kept for files, the store, providers and the model, whatever `maxConnections` says.
+RESERVED_FILES = 128
+#: After the grace: for aborted runs to be recorded and their last bytes to leave.
+ABORT_SECONDS = 5.0
+LINGER_SECONDS = 1.0
+
+
+def program_version() -> str:
+    """The installed version."""
+    try:
+        return version("mayros-gateway")
+    except PackageNotFoundError:
+        return "dev"
+
+
+def wall_ms() -> int:
+    """Milliseconds of the wall clock."""
+    return time.time_ns() // 1_000_000
+
+
+class Fixed:
+    """The configuration as it was at the start; see ports.ConfigControl."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.current = settings
+
+
+class Core:
+    """Runs, their store and their providers."""
+
+    def __init__(self, settings: Settings, state: StateDir, reactor: Any, environ: Mapping[str, str]) -> None:
+        self.settings, self._state, self._reactor, self._environ = settings, state, reactor, environ
+        config = settings.config
+        self.database = Database(config.session.store or f"sqlite:///{state.join('mayros.db')}", reactor)
+        self.store = SqlTurnStore(self.database)
+        self.idempotency = SqlIdempotency(self.database, wall_ms)
+        self.maintenance = Maintenance(self.database, reactor, lambda: config.session.stateless, wall_ms)
+        self.workspace = FileWorkspace(reactor, self._in_thread)
+        self.local: LocalModel | None = None
+        self._origins: list[Origin] = []
+        limits = config.gateway.limits
+        self.runs = LocalRuns(
+            AgentLoop(self._providers(), self.workspace),
+            self.store,
+            self.idempotency,
+            LocalLanes(limits.max_queued_per_session, limits.max_queued_runs),
+            LocalSlots(config.agents.defaults.max_concurrent, limits.max_queued_runs),
+            reactor,
+            wall_ms,
+        )
+
+    def _in_thread(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)
+
+    def _providers(self) -> dict[str, ModelProvider]:
+        """An adapter for each provider that an agent's model names."""
+        used = {model.provider.id: model.provider for agent in self.settings.directory.agents.values() for model in agent.models}
+        return {name: adapter for name, provider in used.items() if (adapter := self._provider(provider)) is not None}
+
+    def _provider(self, provider: Provider) -> ModelProvider | None:
+        secrets = tuple(key for key in (provider.key,) if key)
+        if provider.api == "local":
+            self.local = LocalModel(provider, self._state.path, self._reactor)
+            return self.local
+        if provider.api != "openai-completions":
+            return None
+        if not provider.base_url:
+            raise StartError(f"models.providers.{provider.id}.baseUrl is not set.")
+        origin = origin_for(
+            provider.base_url,
+            provider.headers,
+            self._reactor,
+            connect_timeout=provider.limits.connect,
+            first_byte_timeout=provider.limits.first_byte,
+            idle_timeout=provider.limits.idle,
+            max_connections=provider.max_connections,
+            ca_path=provider.ca_path,
+        )
+        self._origins.append(origin)
+        return OpenAIChat(provider, origin, secrets)
+
+    def open(self) -> None:
+        """Open the store and close what a crash left open. Raises StartError; blocks, so before the reactor runs."""
+        self.store.open()
+        self.store.recover()
+        self.maintenance.start()
+
+    async def close(self) -> None:
+        """The model's process, then the connections, then the store. No run may be live."""
+        self.maintenance.stop()
+        if self.local is not None:
+            await self.local.stop()
+        for origin in self._origins:
+            origin.close()
+        await self.database.close()
+
+    async def overview(self) -> dict[str, AgentSessions]:
+        """Sessions by agent, for `health`."""
+        return {agent: AgentSessions(count, recent) for agent, (count, recent) in (await self.store.overview()).items()}
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What the operator said at the start. `began`: `time.perf_counter()` when the process came to us."""
+
+    port: int | None
+    listen: tuple[str, ...]
+    allow_unconfigured: bool
+    began: float
+
+
+class Gateway(MultiService):
+    """The whole daemon as one Twisted service. `on_start_error` says the line and ends the process."""
+
+    def __init__(self, settings: Settings, start: Start, reactor: Any, on_start_error: Callable[[StartError], NoReturn]) -> None:
+        super().__init__()
+        self._settings, self._start, self._reactor, self._on_start_error = settings, start, reactor, on_start_error
+        config = settings.config
+        if config.gateway.mode != "local" and not start.allow_unconfigured:
+            raise StartError(
+                f"gateway.mode is not local in {settings.config_path}: run `mayros setup`, or start with --allow-unconfigured."
+                if config.gateway.mode is None
+                else "gateway.mode is remote: this configuration is for talking to another gateway. Set it to local to run one here."
+            )
+        self._endpoints = [parse_endpoint(reactor, text) for text in start.listen]
+        self._port = self._chosen_port()
+        self._listeners = Listeners()
+        self._redact = Redactor([model.provider.key for agent in settings.directory.agents.values() for model in agent.models])
+        self.observer = console(config.logging.level, config.logging.console_style, lambda text: self._redact(text))
+        self.stopping = False
+
+    def _chosen_port(self) -> int:
+        if self._start.port is not None:
+            return self._start.port
+        text = self._settings.environ.get("MAYROS_GATEWAY_PORT", "").strip()
+        if not text:
+            return self._settings.config.gateway.port
+        if not text.isascii() or not text.isdigit() or int(text) > 65535:
+            raise StartError("MAYROS_GATEWAY_PORT must be a port number.")
+        return int(text)
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Under twistd: our observer instead of its own, so that nothing is logged unredacted."""
+        super().setServiceParent(parent)
+        if hasattr(parent, "setComponent"):
+            parent.setComponent(ILogObserver, self.observer)
+
+    def privilegedStartService(self) -> None:
+        """Everything that can go wrong: state directory, store, guards, ports. The reactor does not run yet."""
+        super().privilegedStartService()
+        try:
+            self._open()
+        except StartError as error:
+            for port in self._listeners.close():
+                maybeDeferred(lambda port=port: port)
+            self._on_start_error(error)
+
+    def _open(self) -> None:
+        settings, reactor, config = self._settings, self._reactor, self._settings.config
+        signal.signal(signal.SIGHUP, self._hangup)
+        for warning in settings.warnings:
+            log.warn("{warning}", warning=warning)
+        self.state = StateDir.open(settings.state_dir)
+        self.state.lock()
+        for warning in self.state.warnings:
+            log.warn("{warning}", warning=warning)
+        files = raise_open_files()
+        secret = self._secret()
+        self._redact = Redactor([*(model.provider.key for agent in settings.directory.agents.values() for model in agent.models), secret.value])
+        self.core = Core(settings, self.state, reactor, settings.environ)
+        self.core.open()
+        self._build_doors(secret, files)
+        self._listen(secret)
+        self.access.start()
+        self.health.start()
+        log.info("listening on {urls}", urls=", ".join(self._listeners.urls))
+        log.info(
+            "{version} ready in {seconds:.2f} s: agents {agents}, authentication {mode}, state in {state}",
+            version=program_version(),
+            seconds=time.perf_counter() - self._start.began,
+            agents=", ".join(settings.directory.agents),
+            mode=secret.mode,
+            state=self.state.path,
+        )
+        if not config.gateway.http.endpoints.chat_completions.enabled:
+            log.info("POST /v1/chat/completions is disabled: set gateway.http.endpoints.chatCompletions.enabled to true")
+        # What lives until the end is not looked at by the collector again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+
+    def _secret(self) -> AuthSecret:
+        config, environ = self._settings.config, self._settings.environ
+        secret = resolve(config, environ, self.state.token())
+        if secret.mode == "token" and not secret.value:
+            self.state.make_token()
+            secret = resolve(config, environ, self.state.token())
+            log.info("a new token was written to {path}", path=self.state.join("gateway-token"))
+        if secret.mode == "password" and not secret.value:
+            raise StartError("gateway.auth.mode is password, but no password is set: gateway.auth.password or MAYROS_GATEWAY_PASSWORD.")
+        return secret
+
+    def _build_doors(self, secret: AuthSecret, files: int) -> None:
+        settings, reactor, config, core = self._settings, self._reactor, self._settings.config, self.core
+        limits, rate = config.gateway.limits, config.gateway.auth.rate_limit
+        self._limiter = FailureLimiter(rate.max_attempts, rate.window_ms / 1000, rate.lockout_ms / 1000) if rate is not None else None
+        self.access = AccessLog(self.state.join("logs"), reactor, time.time, lambda text: self._redact(text))
+        self.health = Health(settings, core.overview, reactor, wall_ms)
+        bodies = Budget(limits.body_budget)
+        control = Fixed(settings)
+        api = Api(control, core.runs, bodies, Ticker(reactor), self.not_ready)
+        self._judge(secret, ())
+        self._broadcaster = Broadcaster(core.runs, reactor, wall_ms, health=self.health.payload, send_budget=limits.send_budget)
+        context = Context(
+            settings=control,
+            authenticator=lambda: self._authenticator,
+            runs=core.runs,
+            idempotency=core.idempotency,
+            clock=reactor,
+            now_ms=wall_ms,
+            health=self.health.payload,
+            version=program_version(),
+            host=socket.gethostname(),
+            started_ms=wall_ms(),
+            broadcaster=self._broadcaster,
+        )
+        self._control = ControlResource(ControlFactory(context, reactor))
+        self.site = GatewaySite(
+            Root(api, self._control),
+            Gate(settings, self._rules, self._authenticator, ROUTES),
+            bodies,
+            ConnectionCounter(limits.max_connections or max(64, files - RESERVED_FILES), limits.max_connections_per_address),
+            reactor,
+            self.access.record,
+            time.time,
+            body_seconds=limits.body_timeout_ms / 1000,
+            head_seconds=limits.header_timeout_ms / 1000,
+        )
+
+    def _judge(self, secret: AuthSecret, hosts: Any) -> None:
+        """Who may come in, by the addresses that are really listened on."""
+        self._rules = AddressRules.build(self._settings.config.gateway, hosts, lambda text: log.warn("{text}", text=text))
+        self._authenticator = Authenticator(secret.mode, secret.value, self._settings.config.gateway.auth, self._rules, self._limiter)
+
+    def _listen(self, secret: AuthSecret) -> None:
+        if self._endpoints:
+            for endpoint, text in zip(self._endpoints, self._start.listen, strict=True):
+                self._listeners.open(endpoint, self.site, text.partition(":")[0] + " endpoint of --listen")
+        else:
+            gateway = self._settings.config.gateway
+            for endpoint in configured(self._reactor, gateway, self._port):
+                opened: Any = self._listeners.open(endpoint, self.site, f"port {self._port}")
+                if gateway.bind == "loopback":
+                    self._listeners.open_ipv6_loopback(self._reactor, self.site, opened.getHost().port)
+        self._listeners.judge(secret.mode)
+        self._judge(secret, self._listeners.hosts)
+        self.site.gate = Gate(self._settings, self._rules, self._authenticator, ROUTES)
+
+    def not_ready(self) -> str | None:
+        """Why the gateway cannot take work, or None."""
+        if self.stopping:
+            return "stopping"
+        if not self.core.database.writable:
+            return "the store cannot be written"
+        local = self.core.local
+        only_local = all(model.provider.api == "local" for agent in self._settings.directory.agents.values() for model in agent.models)
+        if local is not None and only_local and not local.ready():
+            return "the embedded model is not installed, or is being restarted"
+        return None
+
+    def _hangup(self, *_: object) -> None:
+        self._reactor.callFromThread(log.info, "SIGHUP: this version does not reload its configuration; restart to apply changes")
+
+    async def stopService(self) -> None:
+        """Stop in order: ports, then runs (with a grace), then clients, then the model, then the store."""
+        if self.stopping:
+            return
+        self.stopping = True
+        reactor, runs = self._reactor, self.core.runs
+        grace = self._settings.config.gateway.shutdown.grace_ms / 1000
+        log.info("stopping: {count} runs are live, they may take {grace:g} s", count=runs.live(), grace=grace)
+        await DeferredList([maybeDeferred(lambda port=port: port) for port in self._listeners.close()])
+        self.site.drain()
+        runs.drain()
+        self._broadcaster.announce_shutdown("service restart", None)
+        with suppress(TimeoutError):
+            await runs.drained().addTimeout(grace, reactor)
+        if runs.live():
+            log.info("aborting {count} runs", count=runs.live())
+            runs.abort_all()
+            with suppress(TimeoutError):
+                await runs.drained().addTimeout(ABORT_SECONDS, reactor)
+        await self._broadcaster.close_all()
+        await self._linger()
+        self.health.stop()
+        await self.core.close()
+        self.access.stop()
+        self.state.unlock()
+        await maybeDeferred(super().stopService)
+        log.info("stopped")
+
+    async def _linger(self) -> None:
+        """Give the last bytes a moment to leave, then cut what is left."""
+        waited = 0.0
+        while self.site.channels and waited < LINGER_SECONDS:
+            pause: Deferred[None] = Deferred()
+            reactor = self._reactor
+            reactor.callLater(0.05, pause.callback, None)
+            await pause
+            waited += 0.05
+        self.site.abort_all()
+
+

@@ -1,0 +1,145 @@
+"""The open database: one writer, a few readers, and the jobs that go to the writer. Imports writer, migrate, statements.
+
+A service makes one Database and gives it to SqlTurnStore, SqlIdempotency and Maintenance. Nothing here blocks the reactor but `open`, which
+runs before it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import msgspec
+import sqlalchemy as sa
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mayros.errors import StorageUnavailable
+from mayros.storage.engine import BUSY_SECONDS, cause
+from mayros.storage.migrate import PROBE, open_engine
+from mayros.storage.statements import ClaimRow, EntryRow, SessionRow, Statements
+from mayros.storage.writer import GroupCommit, Reactor, Settled
+
+log = Logger()
+
+T = TypeVar("T")
+
+
+class Rows(msgspec.Struct, frozen=True, gc=False):
+    """What one turn writes."""
+
+    session: SessionRow
+    entries: list[EntryRow]
+    claim: ClaimRow | None
+
+
+#: A job of another kind: runs in the writer thread inside the batch's transaction, perhaps twice if the batch is tried again.
+Call = Callable[[sa.Connection], object]
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Since the start: batches, jobs that are on disk, jobs that failed."""
+
+    batches: int
+    written: int
+    failed: int
+
+
+class Database:
+    """One store by URL. `busy_seconds`: how long another process's lock is waited for, in the writer thread."""
+
+    def __init__(self, url: str, reactor: Reactor, *, busy_seconds: float = BUSY_SECONDS) -> None:
+        self.url, self._reactor, self._busy = url, reactor, busy_seconds
+        self._writer: GroupCommit[Rows | Call] | None = None
+        #: What could not be written about a claim, by (scope, key): done first when the key is asked for again. A restart closes them too.
+        self.owed: dict[tuple[str, str], Call] = {}
+
+    def open(self) -> None:
+        """Make or check the store, migrate it, start the writer. Blocks. StartError: 78, or 1 where waiting may help. Twice is once."""
+        if self._writer is None:
+            self.engine = open_engine(self.url, self._busy)
+            self.statements = Statements(self.engine.dialect)
+            self._writer = GroupCommit(self.engine, self._write, _probe, self._reactor)
+
+    def _write(self, connection: sa.Connection, jobs: Sequence[Rows | Call]) -> Sequence[object]:
+        """In the writer thread: all turns of the batch by one statement for each table, then the other jobs in their order."""
+        turns = [job for job in jobs if type(job) is Rows]
+        if turns:
+            connection.exec_driver_sql(self.statements.upsert_session, [job.session for job in turns])
+            connection.exec_driver_sql(self.statements.insert_entry, [row for job in turns for row in job.entries])
+            if claims := [job.claim for job in turns if job.claim is not None]:
+                connection.exec_driver_sql(self.statements.finish_claim, claims)
+            if len(turns) == len(jobs):
+                return (None,) * len(jobs)
+        return [None if isinstance(job, Rows) else job(connection) for job in jobs]
+
+    def submit(self, rows: Rows, settled: Settled) -> None:
+        """Record a turn; `settled(None, error or None)` in the reactor thread when it is on disk, or will not be."""
+        if self._writer is None:
+            settled(None, StorageUnavailable("The store is not open."))
+        else:
+            self._writer.submit(rows, settled)
+
+    def call(self, function: Callable[[sa.Connection], T]) -> Deferred[T]:
+        """Run `function` in the writer thread; fires with its result once that is on disk. Cancelling only stops the waiting."""
+        done: Deferred[T] = Deferred(_keep)
+
+        def settled(result: object, error: StorageUnavailable | None) -> None:
+            if not done.called:
+                if error is None:
+                    done.callback(cast(T, result))
+                else:
+                    done.errback(error)
+
+        if self._writer is None:
+            settled(None, StorageUnavailable("The store is not open."))
+        else:
+            self._writer.submit(function, settled)
+        return done
+
+    def read(self, function: Callable[[sa.Connection], T]) -> Deferred[T]:
+        """Run `function` in a reader thread on a connection of its own. Fails with StorageUnavailable."""
+
+        def run() -> T:
+            with self.engine.connect() as connection:
+                return function(connection)
+
+        return deferToThreadPool(cast(IReactorFromThreads, self._reactor), self._reactor.getThreadPool(), run).addErrback(_unreadable)
+
+    @property
+    def writable(self) -> bool:
+        """Whether the store takes writes, as of the last commit or probe; for readyz."""
+        return self._writer is not None and self._writer.writable
+
+    @property
+    def stats(self) -> Stats:
+        """Counts since the start."""
+        writer = self._writer
+        return Stats(0, 0, 0) if writer is None else Stats(writer.batches, writer.written, writer.failed)
+
+    def close(self) -> Deferred[None]:
+        """Write what was submitted, end the thread, close the files."""
+        if self._writer is None:
+            return succeed(None)
+        return self._writer.close()
+
+
+def _keep(_deferred: Deferred[T]) -> None:
+    """A cancel stops the waiting; the job is written all the same."""
+
+
+def _probe(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(PROBE)
+
+
+def _unreadable(failure: Failure) -> Failure:
+    error = failure.value
+    if not isinstance(error, sa.exc.SQLAlchemyError):
+        return failure
+    log.error("Store: cannot be read: {cause}", cause=cause(error))
+    wrapped = StorageUnavailable("The store cannot be read at the moment.")
+    wrapped.__cause__ = error
+    return Failure(wrapped)

@@ -1,0 +1,113 @@
+"""Keeps the store small: old sessions of stateless requests and expired idempotency keys go. Imports config and database.
+
+A sweep runs at the start and then every minute. It deletes in chunks, each a job of the writer thread, so that turns are never far behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import sqlalchemy as sa
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from mayros.config.schema import Stateless
+from mayros.core.ports import Clock
+from mayros.errors import StorageUnavailable
+from mayros.storage.database import Database
+from mayros.storage.tables import entries, idempotency, sessions
+
+log = Logger()
+
+EVERY_SECONDS = 60.0
+#: Sessions or keys deleted in one job of the writer: some milliseconds.
+CHUNK = 200
+
+
+class Maintenance:
+    """Prunes by `policy()`, asked anew for each sweep. `clock` decides when, `now_ms` (the wall clock) what is old."""
+
+    def __init__(self, database: Database, clock: Clock, policy: Callable[[], Stateless], now_ms: Callable[[], int]) -> None:
+        self._database, self._clock, self._policy, self._now_ms = database, clock, policy, now_ms
+        self._timer: IDelayedCall | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        """Sweep now, and a minute after each sweep's end."""
+        self._stopped = False
+        self._tick()
+
+    def stop(self) -> None:
+        """No more sweeps; one that is on its way ends after its current chunk."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        self._timer = None
+        sweeping = Deferred.fromCoroutine(self.sweep())
+        sweeping.addErrback(lambda failure: log.failure("Store: pruning failed", failure))
+        sweeping.addBoth(self._again)
+
+    def _again(self, _result: object) -> None:
+        if not self._stopped:
+            self._timer = self._clock.callLater(EVERY_SECONDS, self._tick)
+
+    async def sweep(self) -> int:
+        """Delete what is due; the number of sessions and keys that went. A store that cannot be written is left for the next sweep."""
+        policy, now = self._policy(), self._now_ms()
+        gone = 0
+        try:
+            gone += await self._chunks(lambda connection: _prune_old(connection, now - policy.ttl))
+            excess = await self._database.read(_count) - policy.max_entries
+            while excess > 0 and not self._stopped:
+                went = await self._database.call(partial(_prune_oldest, count=min(excess, CHUNK)))
+                gone, excess = gone + went, excess - (went or excess)
+            gone += await self._chunks(lambda connection: _prune_keys(connection, now))
+        except StorageUnavailable as error:
+            log.warn("Store: pruning has to wait: {error}", error=error)
+        if gone:
+            log.info("Store: {count} old stateless sessions and idempotency keys deleted", count=gone)
+        return gone
+
+    async def _chunks(self, prune: Callable[[sa.Connection], int]) -> int:
+        gone = went = await self._database.call(prune)
+        while went == CHUNK and not self._stopped:
+            went = await self._database.call(prune)
+            gone += went
+        return gone
+
+
+_OLDEST = sa.select(sessions.c.key, sessions.c.session_id).where(sessions.c.stateless).order_by(sessions.c.updated_ms)
+
+
+def _count(connection: sa.Connection) -> int:
+    return connection.execute(sa.select(sa.func.count()).select_from(sessions).where(sessions.c.stateless)).scalar_one()
+
+
+def _prune_old(connection: sa.Connection, before_ms: int) -> int:
+    return _delete(connection, connection.execute(_OLDEST.where(sessions.c.updated_ms < before_ms).limit(CHUNK)).all())
+
+
+def _prune_oldest(connection: sa.Connection, count: int) -> int:
+    return _delete(connection, connection.execute(_OLDEST.limit(count)).all())
+
+
+def _delete(connection: sa.Connection, found: Sequence[sa.Row[str, str]]) -> int:
+    if found:
+        connection.execute(sa.delete(entries).where(entries.c.session_id == sa.bindparam("b_id")), [{"b_id": row.session_id} for row in found])
+        connection.execute(sa.delete(sessions).where(sessions.c.key == sa.bindparam("b_key")), [{"b_key": row.key} for row in found])
+    return len(found)
+
+
+def _prune_keys(connection: sa.Connection, now_ms: int) -> int:
+    column = idempotency.c
+    expired = sa.select(column.scope, column.key).where(column.expires_ms <= now_ms, column.state == "done").limit(CHUNK)
+    found = connection.execute(expired).all()
+    if found:
+        gone = sa.delete(idempotency).where(column.scope == sa.bindparam("b_scope"), column.key == sa.bindparam("b_key"))
+        connection.execute(gone, [{"b_scope": row.scope, "b_key": row.key} for row in found])
+    return len(found)

@@ -1,0 +1,204 @@
+"""The agents' own files for the prompt, and the starter files of a new workspace. Imports core.ports, core.routing.
+
+Reading happens in a thread, at most once a second for each workspace; whoever asks meanwhile shares it. Files that did not change give the
+same tuple again, so a prompt made from it can be kept by identity. A workspace is written by the model as well as by its owner: only regular
+files inside it are read, and no symlink leads out of it, also not one that is swapped in between check and open.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mayros.core.ports import Clock, WorkspaceFile
+from mayros.core.routing import Agent
+
+log = Logger()
+
+#: In prompt order; of each group the first that is there.
+FILES: tuple[tuple[str, ...], ...] = (("AGENTS.md",), ("MAYROS.md", "SOUL.md"), ("TOOLS.md",), ("IDENTITY.md",), ("USER.md",))
+MAX_BYTES = 2 << 20
+CHECK_SECONDS = 1.0
+
+#: Written by `seed`; together under 300 tokens, for the embedded model reads slowly.
+STARTER_FILES = {
+    "AGENTS.md": """\
+# How to work
+
+- Answer the question that was asked, in its language. Say so when you do not know.
+- Keep answers short; give steps or code when they help.
+- Never invent facts, quotes or links.
+- Keep what is private private.
+""",
+    "MAYROS.md": """\
+# Character
+
+Friendly, calm and direct. Plain words, no flattery. Disagree politely when there is reason to.
+""",
+    "TOOLS.md": """\
+# Notes on tools
+
+Write here what the agent should know about this machine: hosts, folders, habits.
+""",
+    "IDENTITY.md": """\
+# Identity
+
+Name: Mayros
+Role: personal assistant
+""",
+    "USER.md": """\
+# The user
+
+Write here who you are, how to address you, and what matters to you.
+""",
+}
+
+
+#: Runs a function in a thread: Twisted's `deferToThread`, or a test's own.
+DeferToThread = Callable[..., Deferred[Any]]
+_Stamp = tuple[int, ...] | str
+
+
+class _Snapshot:
+    """What one reading found: the files, and what their metadata was."""
+
+    def __init__(self, stamps: tuple[_Stamp, ...], files: tuple[WorkspaceFile, ...]) -> None:
+        self.stamps, self.files = stamps, files
+
+
+class _Watched:
+    """One workspace folder."""
+
+    def __init__(self) -> None:
+        self.snapshot: _Snapshot | None = None
+        self.checked = 0.0
+        self.waiting: list[Deferred[Sequence[WorkspaceFile]]] | None = None
+
+
+class FileWorkspace:
+    """Implements `core.ports.Workspace`. `clock` gives the seconds between two checks."""
+
+    def __init__(self, clock: Clock, defer_to_thread: DeferToThread) -> None:
+        self._clock, self._defer_to_thread = clock, defer_to_thread
+        self._folders: dict[str, _Watched] = {}
+
+    def files(self, agent: Agent) -> Deferred[Sequence[WorkspaceFile]]:
+        """The texts in prompt order, at most a second old. Never fails: what cannot be read is missing."""
+        root = agent.workspace
+        folder = self._folders.get(root)
+        if folder is None:
+            folder = self._folders[root] = _Watched()
+        if folder.snapshot is not None and self._clock.seconds() - folder.checked < CHECK_SECONDS:
+            return succeed(folder.snapshot.files)
+        answer: Deferred[Sequence[WorkspaceFile]] = Deferred(lambda _: None)
+        if folder.waiting is not None:
+            folder.waiting.append(answer)
+            return answer
+        folder.waiting = [answer]
+        self._defer_to_thread(_look, root, folder.snapshot).addErrback(self._failed, root, folder).addCallback(self._looked, folder)
+        return answer
+
+    @staticmethod
+    def _failed(failure: Failure, root: str, folder: _Watched) -> _Snapshot:
+        log.failure("Workspace {root} could not be read", failure, root=root)
+        return folder.snapshot or _Snapshot((), tuple(_missing(root, names[0]) for names in FILES))
+
+    def _looked(self, snapshot: _Snapshot, folder: _Watched) -> None:
+        folder.snapshot, folder.checked = snapshot, self._clock.seconds()
+        waiting, folder.waiting = folder.waiting or [], None
+        for answer in waiting:
+            if not answer.called:
+                answer.callback(snapshot.files)
+
+
+def _missing(root: str, name: str) -> WorkspaceFile:
+    return WorkspaceFile(name, os.path.join(root, name), None)
+
+
+# The rest runs in a thread.
+
+
+def _look(root: str, known: _Snapshot | None) -> _Snapshot:
+    """The present state of a workspace; `known` itself if nothing changed."""
+    descriptors: dict[str, int] = {}
+    stamps: list[_Stamp] = []
+    try:
+        for number, name in enumerate(name for names in FILES for name in names):
+            try:
+                descriptors[name] = descriptor = _open(root, name)
+                status = os.fstat(descriptor)
+                stamps.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+            except OSError as error:
+                stamps.append(_why(error))
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR) and (known is None or known.stamps[number : number + 1] != tuple(stamps[-1:])):
+                    log.warn("Workspace file {path} is not read: {why}", path=os.path.join(root, name), why=_why(error))
+        if known is not None and known.stamps == tuple(stamps):
+            return known
+        files = []
+        for names in FILES:
+            name = next((name for name in names if name in descriptors), names[0])
+            files.append(WorkspaceFile(name, os.path.join(root, name), _text(descriptors[name])) if name in descriptors else _missing(root, name))
+        return _Snapshot(tuple(stamps), tuple(files))
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _open(root: str, name: str) -> int:
+    """A descriptor of a regular file inside `root`, symlinks within it followed. Raises OSError."""
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        parts = [name]
+        if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            inside = os.path.realpath(root)
+            target = os.path.realpath(os.path.join(root, name))
+            if os.path.commonpath((inside, target)) != inside:
+                raise PermissionError(errno.EPERM, "it is a symlink that leaves the workspace")
+            parts = os.path.relpath(target, inside).split(os.sep)
+        # Part by part and following nothing: what was checked above may have been replaced since.
+        for part in parts[:-1]:
+            deeper = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            os.close(folder)
+            folder = deeper
+        descriptor = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return descriptor
+
+
+def _text(descriptor: int) -> str | None:
+    """At most MAX_BYTES, invalid UTF-8 replaced; None if the disk fails."""
+    data = bytearray()
+    try:
+        while len(data) < MAX_BYTES and (more := os.read(descriptor, MAX_BYTES - len(data))):
+            data += more
+    except OSError as error:
+        log.warn("A workspace file could not be read: {why}", why=_why(error))
+        return None
+    return data.decode("utf-8", "replace").removeprefix("\ufeff")
+
+
+def seed(workspace: str) -> list[str]:
+    """Write the starter files into a workspace that has none of the files; the names written. Never overwrites. Raises OSError."""
+    os.makedirs(workspace, mode=0o700, exist_ok=True)
+    if any(os.path.lexists(os.path.join(workspace, name)) for names in FILES for name in names):
+        return []
+    for name, text in STARTER_FILES.items():
+        descriptor = os.open(os.path.join(workspace, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    return list(STARTER_FILES)

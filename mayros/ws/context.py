@@ -1,0 +1,89 @@
+"""What the conversations of the WebSocket door need from the rest of the program, and what they need from their socket.
+
+`Gateway` is made once, by the composition root; a `Link` is one socket. Imports mayros.core, mayros.wire and mayros.ws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+
+from mayros.config.schema import AuthMode
+from mayros.core.address import Address
+from mayros.core.ports import Clock, ConfigControl, Idempotency, Runs
+from mayros.wire.frames import MAX_BUFFERED
+from mayros.ws.broadcast import Broadcaster
+from mayros.ws.methods.health import health_payload
+from mayros.ws.outbox import SendBudget
+
+
+class Judge(Protocol):
+    """Who knows the shared secret: core.auth.Authenticator."""
+
+    mode: AuthMode
+
+    def secret_ok(self, presented: str | None, address: Address, now: float) -> bool:
+        """Whether the secret is right; `now` is monotonic seconds. Raises TooManyAuthFailures during a lockout."""
+        ...
+
+
+class Link(Protocol):
+    """One socket, as its conversation sees it. After `close` nothing is sent and nothing raises."""
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that the client has not taken yet (0 while there are few)."""
+        ...
+
+    def send(self, payload: bytes) -> None:
+        """Send a text message."""
+        ...
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send a message whose frame is built already (wire.frames.text_frame)."""
+        ...
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye: a close frame after all that was sent, and the end of the connection soon, whatever the client does."""
+        ...
+
+    def admitted(self) -> None:
+        """The client has said hello: from now on it may send large messages."""
+        ...
+
+
+@dataclass
+class Gateway:
+    """The gateway as its WebSocket clients meet it.
+
+    `authenticator` may be replaced when the configuration changes. `clock` is for waiting, `now_ms` is the wall clock in epoch milliseconds, `monotonic`
+    is in seconds and never jumps. `health` gives what this package cannot know of the health answer (keys of section "health" of docs/protocol.md, which
+    win over those made here). `started_ms` is when the process began, in epoch milliseconds.
+    """
+
+    config: ConfigControl
+    authenticator: Judge
+    runs: Runs
+    idempotency: Idempotency
+    clock: Clock
+    now_ms: Callable[[], int]
+    monotonic: Callable[[], float]
+    health: Callable[[], Mapping[str, object]]
+    version: str
+    host: str
+    started_ms: int
+    broadcaster: Broadcaster = field(init=False)
+    budget: SendBudget = field(init=False)
+    #: Idempotency keys whose run is being claimed this very moment, and who waits for that.
+    claiming: dict[str, list[Deferred[None]]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.broadcaster = Broadcaster(self.runs, self.clock, self.now_ms, self.health_payload)
+        self.budget = SendBudget(self.config.current.config.gateway.limits.send_budget, MAX_BUFFERED)
+
+    def health_payload(self) -> dict[str, object]:
+        """The answer of `health`."""
+        return health_payload(self.config.current, self.health(), self.now_ms())

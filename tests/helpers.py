@@ -1,0 +1,368 @@
+"""The harness of the in-memory tests: the real site and the real runs over fakes of the ports, one clock, no sockets.
+
+    gateway = Harness(self)                       # or Harness(self, {"gateway": {...}})
+    client = gateway.dial(post({"model": "mayros", "messages": [...]}))
+    gateway.provider.say("Hello")                 # the model speaks
+    gateway.provider.stop()
+    client.answer()                               # status, headers, body
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.test import iosim
+from twisted.web.resource import Resource
+
+from mayros.config.schema import Config
+from mayros.core.address import AddressRules
+from mayros.core.agent import AgentLoop
+from mayros.core.auth import Authenticator
+from mayros.core.keys import SessionKey
+from mayros.core.lanes import LocalLanes, LocalSlots
+from mayros.core.limits import Budget, ConnectionCounter, FailureLimiter
+from mayros.core.messages import Message, pack
+from mayros.core.ports import Claim, Conflict, Done, History, Lease, Live, ModelRequest, New, RunResult, Turn, WorkspaceFile
+from mayros.core.routing import Agent, Settings
+from mayros.core.runs import LocalRuns
+from mayros.errors import StorageUnavailable
+from mayros.events import Event, ModelAnswered, TextDelta, TurnFinished, Usage
+from mayros.web.app import ROUTES, Api, Root
+from mayros.web.gate import Gate
+from mayros.web.site import Access, GatewaySite
+from mayros.web.sse import Ticker
+
+TOKEN = "test-token-0123456789"
+BASE = {
+    "gateway": {"mode": "local", "auth": {"token": TOKEN}, "http": {"endpoints": {"chatCompletions": {"enabled": True}}}},
+    "agents": {"defaults": {"model": "fake/one"}, "list": [{"id": "main"}, {"id": "beta"}]},
+    "models": {"providers": {"fake": {"baseUrl": "http://127.0.0.1:1/v1", "models": [{"id": "one", "contextWindow": 8192}, {"id": "two"}]}}},
+}
+
+
+def merged(under: Any, over: Any) -> Any:
+    """`over` laid over `under`; objects are merged, all else replaced."""
+    if isinstance(under, dict) and isinstance(over, dict):
+        return {key: merged(under.get(key), over[key]) if key in over else under[key] for key in {**under, **over}}
+    return over
+
+
+def settings(changes: dict[str, Any] | None = None, state_dir: str = "/nonexistent") -> Settings:
+    """BASE with changes, as the daemon would have read it."""
+    config = msgspec.convert(merged(BASE, changes or {}), Config, dec_hook=lambda kind, value: kind(value))
+    return Settings.build(config, state_dir=state_dir, config_path=f"{state_dir}/mayros.json", environ={}, now_ms=1_000)
+
+
+class FakeProvider:
+    """A model that says what the test tells it to. `requests` are what it was asked, `closed` how many streams were closed early."""
+
+    def __init__(self) -> None:
+        self.requests: list[ModelRequest] = []
+        self.closed = 0
+        self._queue: list[list[Event] | Exception | None] = []
+        self._waiting: Deferred[None] | None = None
+
+    def push(self, item: list[Event] | Exception | None) -> None:
+        """One batch, an error, or None: the end of the stream."""
+        self._queue.append(item)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.callback(None)
+
+    def say(self, *texts: str) -> None:
+        """One batch of text."""
+        self.push([TextDelta(text) for text in texts])
+
+    def answer(self) -> None:
+        """The first sign of life, without text."""
+        self.push([ModelAnswered("fake", "one")])
+
+    def stop(self, reason: str = "stop", usage: Usage = Usage(input=7, output=3)) -> None:  # noqa: B008
+        """The model is done."""
+        self.push([usage, TurnFinished(reason)])  # type: ignore[arg-type]
+        self.push(None)
+
+    def fail(self, error: Exception) -> None:
+        """The stream breaks."""
+        self.push(error)
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
+        """See ports.ModelProvider."""
+        self.requests.append(request)
+        first = True
+        try:
+            while True:
+                while not self._queue:
+                    self._waiting = Deferred()
+                    await self._waiting
+                item = self._queue.pop(0)
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    return
+                if first and type(item[0]) is not ModelAnswered:
+                    item = [ModelAnswered(request.model.provider.id, request.model.id), *item]
+                first = False
+                yield item
+        except (CancelledError, GeneratorExit):
+            self.closed += 1
+            self._waiting = None
+            raise
+
+    @property
+    def seen(self) -> list[dict[str, Any]]:
+        """The messages of the last request, the system prompt left out."""
+        return [json.loads(bytes(raw)) for raw in self.requests[-1].messages]
+
+
+class FakeStore:
+    """Turns in memory. `hold()` makes commits wait for `commit()`; `broken` makes them fail."""
+
+    def __init__(self) -> None:
+        self.turns: list[tuple[Turn, RunResult]] = []
+        self.sessions: dict[str, list[msgspec.Raw]] = {}
+        self.broken = False
+        self._held: list[Deferred[None]] | None = None
+
+    def fresh(self, session: SessionKey) -> History:
+        return History("s-fresh", None, ())
+
+    def history(self, session: SessionKey) -> Deferred[History]:
+        return succeed(History(f"s-{session}", None, tuple(self.sessions.get(str(session), ()))))
+
+    def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease) -> Deferred[None]:
+        done: Deferred[None] = Deferred(lambda _: None)
+        if self.broken:
+            done.errback(StorageUnavailable())
+            return done
+        self.turns.append((turn, result))
+        if not turn.stateless and result.text:
+            self.sessions.setdefault(str(turn.session), []).extend([*turn.messages, pack(Message("assistant", result.text))])
+        if self._held is None:
+            done.callback(None)
+        else:
+            self._held.append(done)
+        return done
+
+    def recover(self) -> None: ...
+
+    def hold(self) -> None:
+        self._held = []
+
+    def commit(self) -> None:
+        held, self._held = self._held or [], None
+        for done in held:
+            done.callback(None)
+
+
+class FakeIdempotency:
+    """Idempotency keys in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], tuple[bytes, str, RunResult | None]] = {}
+
+    async def begin(self, scope: str, key: str, digest: bytes, run_id: str, keep_seconds: float) -> New | Live | Done | Conflict:
+        known = self.kept.get((scope, key))
+        if known is None:
+            self.kept[scope, key] = (digest, run_id, None)
+            return New(Claim(scope, key))
+        if known[0] != digest:
+            return Conflict()
+        return Live(known[1]) if known[2] is None else Done(known[2])
+
+    async def release(self, claim: Claim) -> None:
+        del self.kept[claim.scope, claim.key]
+
+
+class FakeWorkspace:
+    """Workspace files as the test sets them."""
+
+    def __init__(self, files: Sequence[WorkspaceFile] = ()) -> None:
+        self.texts: Sequence[WorkspaceFile] = tuple(files)
+
+    def files(self, agent: Agent) -> Deferred[Sequence[WorkspaceFile]]:
+        return succeed(self.texts)
+
+
+class Client(Protocol):
+    """The other end of a connection: collects what comes."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.lost = False
+        self.pump: Any = None
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.lost = True
+
+    def send(self, data: bytes) -> None:
+        """Write, and let both sides settle."""
+        self.transport.write(data)  # type: ignore[union-attr]
+        self.pump.flush()
+
+    def leave(self) -> None:
+        """Close the connection."""
+        self.transport.loseConnection()  # type: ignore[union-attr]
+        self.pump.flush()
+
+    def answer(self) -> Answer:
+        """The first complete answer; takes it off what was received."""
+        answer, self.received = Answer.parse(self.received)
+        return answer
+
+    def events(self) -> list[str]:
+        """The data of the SSE events so far."""
+        body = Answer.parse(self.received, partial=True)[0].body
+        return [block.partition("data: ")[2] for block in body.decode().split("\n\n") if "data: " in block]
+
+    def text(self) -> str:
+        """The content deltas so far, joined."""
+        texts = []
+        for data in self.events():
+            chunk = {} if data == "[DONE]" else json.loads(data)
+            texts += [choice["delta"].get("content", "") for choice in chunk.get("choices", ())]
+        return "".join(texts)
+
+
+class Answer:
+    """One HTTP answer."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return self.json["error"]  # type: ignore[no-any-return]
+
+    @classmethod
+    def parse(cls, data: bytes, partial: bool = False) -> tuple[Answer, bytes]:
+        """The first answer in `data` and what follows it; `partial` takes what there is of a chunked body."""
+        head, found, rest = data.partition(b"\r\n\r\n")
+        if not found:
+            raise AssertionError(f"no answer in {data!r}")
+        status, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        if int(status.split()[1]) == 100:
+            return cls.parse(rest, partial)
+        if headers.get("transfer-encoding") == "chunked":
+            body, complete = b"", False
+            while rest:
+                size, found, after = rest.partition(b"\r\n")
+                length = int(size, 16)
+                if length == 0:
+                    complete, rest = True, after[2:]
+                    break
+                if len(after) < length + 2:
+                    break
+                body, rest = body + after[:length], after[length + 2 :]
+            if not complete and not partial:
+                raise AssertionError(f"the answer is not complete: {body!r}")
+            return cls(int(status.split()[1]), headers, body), rest
+        length = int(headers.get("content-length", len(rest)))
+        return cls(int(status.split()[1]), headers, rest[:length]), rest[length:]
+
+
+class Harness:
+    """A gateway in memory. `changes` are laid over BASE."""
+
+    def __init__(self, test: Any, changes: dict[str, Any] | None = None, control: Resource | None = None) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_000)
+        self.settings = settings(changes)
+        self.provider, self.store, self.workspace = FakeProvider(), FakeStore(), FakeWorkspace()
+        self.idempotency = FakeIdempotency()
+        self.access: list[Access] = []
+        self.not_ready: str | None = None
+        config = self.settings.config
+        limits, rate = config.gateway.limits, config.gateway.auth.rate_limit
+        self.limiter = FailureLimiter(rate.max_attempts, rate.window_ms / 1000, rate.lockout_ms / 1000) if rate else None
+        rules = AddressRules.build(config.gateway, ["127.0.0.1"])
+        auth = config.gateway.auth
+        mode = auth.mode or "token"
+        self.authenticator = Authenticator(mode, auth.password if mode == "password" else auth.token, auth, rules, self.limiter)
+        self.runs = LocalRuns(
+            AgentLoop({"fake": self.provider}, self.workspace),
+            self.store,
+            self.idempotency,
+            LocalLanes(limits.max_queued_per_session, limits.max_queued_runs),
+            LocalSlots(config.agents.defaults.max_concurrent, limits.max_queued_runs),
+            self.clock,
+            lambda: int(self.clock.seconds() * 1000),
+        )
+        self.bodies = Budget(limits.body_budget)
+        self.ticker = Ticker(self.clock)
+        self.current = self.settings
+        api = Api(self, self.runs, self.bodies, self.ticker, lambda: self.not_ready)
+        self.connections = ConnectionCounter(limits.max_connections or 1000, limits.max_connections_per_address)
+        self.site = GatewaySite(
+            Root(api, control or Resource()),
+            Gate(self.settings, rules, self.authenticator, ROUTES),
+            self.bodies,
+            self.connections,
+            self.clock,
+            self.access.append,
+            lambda: 1_764_000_000.0 + self.clock.seconds(),
+            body_seconds=limits.body_timeout_ms / 1000,
+            head_seconds=limits.header_timeout_ms / 1000,
+        )
+
+    def dial(self, data: bytes = b"", peer: str = "127.0.0.1") -> Client:
+        """Connect from `peer`, send `data`, let both sides settle."""
+        client, server = Client(), self.site.buildProtocol(None)
+        there = iosim.FakeTransport(server, isServer=True, peerAddress=_Peer(peer))
+        client.pump = iosim.connect(server, there, client, iosim.FakeTransport(client, isServer=False))
+        client.server = server  # type: ignore[attr-defined]
+        if data:
+            client.send(data)
+        return client
+
+    def advance(self, seconds: float, *clients: Client) -> None:
+        """Let time pass, then let the clients' connections settle."""
+        self.clock.advance(seconds)
+        for client in clients:
+            client.pump.flush()
+
+    def settle(self, *clients: Client) -> None:
+        """Deliver what is under way."""
+        self.advance(0, *clients)
+
+
+class _Peer:
+    """An address as transports give it."""
+
+    def __init__(self, host: str) -> None:
+        self.host, self.port, self.type = host, 40_000, "TCP"
+
+
+def head(method: str = "POST", path: str = "/v1/chat/completions", *lines: str, token: str | None = TOKEN, host: str = "127.0.0.1") -> bytes:
+    """Request line and headers, without the empty line."""
+    auth = (f"Authorization: Bearer {token}",) if token is not None else ()
+    return "\r\n".join((f"{method} {path} HTTP/1.1", f"Host: {host}", *auth, *lines)).encode("latin-1") + b"\r\n"
+
+
+def post(body: Any, *lines: str, path: str = "/v1/chat/completions", token: str | None = TOKEN, content_type: str = "application/json") -> bytes:
+    """A POST; a body that is not bytes is sent as JSON."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    extra = (f"Content-Type: {content_type}",) if content_type else ()
+    return head("POST", path, *extra, f"Content-Length: {len(data)}", *lines, token=token) + b"\r\n" + data
+
+
+def chat(*texts: str, **fields: Any) -> dict[str, Any]:
+    """A request body with user messages."""
+    return {"model": "mayros", "messages": [{"role": "user", "content": text} for text in texts or ("hi",)], **fields}
+
+
+__all__ = ["TOKEN", "Answer", "Callable", "Client", "FakeProvider", "FakeStore", "FakeWorkspace", "Harness", "chat", "head", "merged", "post", "settings"]
