@@ -281,6 +281,7 @@ class Harness:
     def __init__(self, test: Any, changes: dict[str, Any] | None = None, control: Resource | None = None) -> None:
         self.clock = Clock()
         self.clock.advance(1_000)
+        test.addCleanup(self.close)
         self.settings = settings(changes)
         self.provider, self.store, self.workspace = FakeProvider(), FakeStore(), FakeWorkspace()
         self.idempotency = FakeIdempotency()
@@ -318,6 +319,12 @@ class Harness:
             body_seconds=limits.body_timeout_ms / 1000,
             head_seconds=limits.header_timeout_ms / 1000,
         )
+
+    def close(self) -> None:
+        """End what the test left running."""
+        self.store.commit()
+        self.runs.abort_all()
+        self.clock.advance(0)
 
     def dial(self, data: bytes = b"", peer: str = "127.0.0.1") -> Client:
         """Connect from `peer`, send `data`, let both sides settle."""

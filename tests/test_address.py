@@ -9,7 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers as TwistedHeaders
 
 from mayros.config.schema import ControlUi, Cors, Gateway, Http
-from mayros.core.address import MAX_HOPS, AddressRules, Headers, parse_ip
+from mayros.core.address import MAX_HOPS, AddressRules, Headers
+from mayros.core.hosts import parse_ip
 from mayros.errors import ConfigError
 
 HERE = ("Host", "127.0.0.1:18789")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.errors import StartError
 from mayros.net.files import create, read_bounded, write_atomic
@@ -47,7 +47,7 @@ class OpenTests(Folder):
         """A missing directory is made for its owner alone, and so is every file made later."""
         state = StateDir.open(str(self.path / "deep"))
         self.assertEqual((mode(self.path), mode(self.path / "deep")), (0o700, 0o700))
-        Path(state.join("a", "..", "file")).parent.parent.joinpath("file").write_text("x")
+        Path(state.join("file")).write_text("x")
         self.assertEqual(mode(self.path / "deep" / "file"), 0o600)
         self.assertEqual(state.warnings, [])
 
@@ -321,10 +321,3 @@ class OpenFilesTests(SynchronousTestCase):
         self.assertEqual(raise_open_files(), 1 << 20)
         self.limits = (256, 1 << 30)
         self.assertEqual(raise_open_files(), 256)
-
-    def test_really(self) -> None:
-        """The real call does no harm."""
-        self.flushWarnings()
-        if sys.platform != "linux":
-            raise SkipTest("limits differ elsewhere")
-        self.assertTrue(raise_open_files() > 0)

@@ -18,6 +18,7 @@ def drive(main: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
     from twisted.internet import reactor as module  # noqa: TID251
 
     reactor: Any = module
+    running: list[Deferred[Any]] = []
     outcome: list[Any] = []
     interrupted = False
 
@@ -26,20 +27,20 @@ def drive(main: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         if reactor.running:
             reactor.stop()
 
+    def interrupt() -> None:
+        nonlocal interrupted
+        if interrupted or not running:
+            reactor.stop()
+        else:
+            interrupted = True
+            running[0].cancel()
+
     def begin() -> None:
-        deferred: Deferred[Any] = Deferred.fromCoroutine(main(reactor))
-
-        def interrupt() -> None:
-            nonlocal interrupted
-            if interrupted:
-                reactor.stop()
-            else:
-                interrupted = True
-                deferred.cancel()
-
+        # Ours instead of the reactor's, which would stop without cancelling; first of all, since the coroutine runs at once.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: reactor.callFromThread(interrupt))
-        deferred.addBoth(finish)
+        running.append(Deferred.fromCoroutine(main(reactor)))
+        running[0].addBoth(finish)
 
     reactor.callWhenRunning(begin)
     reactor.run()

@@ -2,24 +2,22 @@
 
 The rules are A1 to A13 of the security notes: locality is never inferred from the peer's address alone, forwarding headers are read only
 from trusted proxies, and whatever cannot be read makes the client unknown, never local. (A13, that `loopback` never widens, is kept where
-ports are opened.) Imports mayros.config and mayros.errors.
+ports are opened.) Imports mayros.config, mayros.core.hosts and mayros.errors.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import msgspec
 
 from mayros.config.schema import Gateway
+from mayros.core.hosts import IP, MAX_NAME, Host, Network, default_port, group_key, parse_hop, parse_host, parse_ip, parse_network, parse_origin
 from mayros.errors import ConfigError
 
 #: All lines of one request header, or None: `getRawHeaders` of a Twisted request.
 Headers = Callable[[bytes], Sequence[bytes] | None]
-IP = IPv4Address | IPv6Address
 
 #: A request that carries one of these came through a proxy. Headers are asked for by name, each costs a quarter of a microsecond per
 #: request, so of the families `X-Forwarded-*` and `Tailscale-*` these are the ones that proxies send.
@@ -37,20 +35,7 @@ FORWARDING = (
 )
 #: Hops of X-Forwarded-For that are walked; a longer chain makes the client unknown.
 MAX_HOPS = 32
-#: Longest Host or Origin value that is looked at: 253 bytes of name, brackets, scheme and port.
-MAX_NAME = 320
 UNIX_KEY = "unix"
-
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_AUTHORITY = rf"(?P<name>(?:{_LABEL}\.)*{_LABEL}\.?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{0,5}}))?"
-_HOST = re.compile(_AUTHORITY, re.IGNORECASE | re.ASCII)
-_ORIGIN = re.compile(rf"(?P<scheme>https?)://{_AUTHORITY}", re.IGNORECASE | re.ASCII)
-_PORTED_HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}", re.ASCII)
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-#: Literal addresses that a page cannot make its own name stand for: no DNS is asked, so there is nothing to rebind.
-_PRIVATE = tuple(
-    ip_network(net) for net in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "::1/128", "fc00::/7", "fe80::/10")
-)
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -80,72 +65,8 @@ class _Peer(msgspec.Struct, frozen=True):
     local: Address
 
 
-class _Host(msgspec.Struct, frozen=True):
-    """A Host value: canonical name (no brackets, no final dot), port if written, address if it is a literal.
-
-    `local`: it is loopback by its name alone; `ours`: it names this machine, which also bound and listed names do.
-    """
-
-    name: str
-    port: int | None
-    literal: IP | None
-    local: bool
-    ours: bool
-
-
-def parse_ip(text: str) -> IP | None:
-    """An address in canonical form: `::ffff:1.2.3.4` is `1.2.3.4`, a zone id is dropped. None when it is no address."""
-    try:
-        ip = ip_address(text.strip())
-    except ValueError:
-        return None
-    # Through the number, because an address with a zone id is not equal to the same one without.
-    return ip if isinstance(ip, IPv4Address) else ip.ipv4_mapped or IPv6Address(int(ip))
-
-
-def limiter_key(ip: IP) -> str:
-    """What one client's failures and connections are counted under: the address, for IPv6 its /64, which one client owns as a whole."""
-    if isinstance(ip, IPv6Address) and not ip.is_loopback:
-        return f"{IPv6Address(int(ip) >> 64 << 64)}/64"
-    return str(ip)
-
-
-def parse_network(text: str) -> IPv4Network | IPv6Network:
-    """An address or CIDR. ValueError when it is none, has host bits, or holds every address of its family."""
-    net = ip_network(text.strip())
-    mapped = net.network_address.ipv4_mapped if isinstance(net, IPv6Network) else None
-    if mapped is not None and net.prefixlen >= 96:
-        net = ip_network(f"{mapped}/{net.prefixlen - 96}")
-    if net.prefixlen == 0:
-        raise ValueError("a /0 would trust every address")
-    return net
-
-
-def _host(text: str) -> _Host | None:
-    """A Host value without surrounding blanks; None when it is malformed."""
-    found = _HOST.fullmatch(text) if len(text) <= MAX_NAME else None
-    return None if found is None else _authority(found)
-
-
-def _authority(found: re.Match[str]) -> _Host | None:
-    name, digits = found["name"].lower(), found["port"]
-    port = int(digits) if digits else None
-    if len(name) > 254 or (port is not None and port > 65535):
-        return None
-    literal = parse_ip(name.strip("[]"))
-    if literal is None:
-        if name.startswith("["):
-            return None
-        name = name.removesuffix(".")
-        return _Host(name, port, None, name == "localhost", name == "localhost")
-    # `[1.2.3.4]` and a bare `::1` are no Host values; the latter does not match at all.
-    if name.startswith("[") and ":" not in name:
-        return None
-    return _Host(str(literal), port, literal, literal.is_loopback, literal.is_loopback)
-
-
 def _listed(origins: Sequence[str]) -> frozenset[str]:
-    return frozenset(origin.strip().lower().rstrip("/") for origin in origins)
+    return frozenset(origin.strip().lower().rstrip("/") for origin in origins) - {""}
 
 
 class AddressRules:
@@ -153,7 +74,7 @@ class AddressRules:
 
     def __init__(
         self,
-        proxies: Sequence[IPv4Network | IPv6Network],
+        proxies: Sequence[Network],
         names: Sequence[str],
         ui_origins: Sequence[str],
         cors_origins: Sequence[str],
@@ -192,7 +113,7 @@ class AddressRules:
                 names.append(str(ip))
         for number, entry in enumerate(gateway.allowed_hosts):
             text = entry.strip()
-            host = _host(f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text)
+            host = parse_host(f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text)
             if host is None:
                 raise ConfigError(f"gateway.allowedHosts[{number}]: {entry!r} is not a host name or an address.")
             names.append(host.name)
@@ -248,7 +169,7 @@ class AddressRules:
     def host_ok(self, headers: Headers) -> bool:
         """Whether the one Host header names this machine: local, bound, or in `gateway.allowedHosts`."""
         host = self._host_of(headers)
-        return host is not None and host.ours
+        return host is not None and host[1]
 
     def valid_host_header(self, headers: Headers, http11: bool) -> bool:
         """Whether there is exactly one Host header, well formed; HTTP/1.0 may leave it out."""
@@ -271,36 +192,32 @@ class AddressRules:
             return False
         if self.origin_listed(origin, allowed):
             return True
-        found = _ORIGIN.fullmatch(origin)
-        page = None if found is None else _authority(found)
-        host = self._host_of(headers)
-        if found is None or page is None or host is None:
+        page, seen = parse_origin(origin), self._host_of(headers)
+        if page is None or seen is None:
             return False
+        host, ours = seen
         if local and page.local and host.local:
             return True
-        default = _DEFAULT_PORTS[found["scheme"].lower()]
-        same = page.name == host.name and (page.port or default) == (host.port or default)
-        ours = host.ours or (host.literal is not None and any(host.literal in net for net in _PRIVATE))
-        return same and ours
+        same = page.name == host.name and page.port == (host.port or default_port(origin))
+        return same and (ours or host.private)
 
-    def _host_of(self, headers: Headers) -> _Host | None:
+    def _host_of(self, headers: Headers) -> tuple[Host, bool] | None:
+        """The one Host of a request, and whether it names this machine."""
         lines = headers(b"host")
         if not lines or len(lines) != 1 or len(lines[0]) > MAX_NAME:
             return None
         return self._hosts(lines[0])
 
-    def _read_host(self, value: bytes) -> _Host | None:
-        host = _host(value.decode("latin-1"))
-        if host is not None and host.name in self._names:
-            host = msgspec.structs.replace(host, ours=True)
-        return host
+    def _read_host(self, value: bytes) -> tuple[Host, bool] | None:
+        host = parse_host(value.decode("latin-1"))
+        return None if host is None else (host, host.local or host.name in self._names)
 
     def _know(self, peer: str | None) -> _Peer:
         ip = None if peer is None else parse_ip(peer)
         text = peer if ip is None else str(ip)
         loopback = peer is None or (ip is not None and ip.is_loopback)
         trusted = ip is not None and any(ip in net for net in self._proxies)
-        key = UNIX_KEY if peer is None else limiter_key(ip) if ip is not None else "unknown"
+        key = UNIX_KEY if peer is None else group_key(ip) if ip is not None else "unknown"
         plain = Address(text, text if ip is not None else None, key, direct_local=False, exempt=False, trusted_peer=trusted)
         return _Peer(text, key, loopback, trusted, plain, msgspec.structs.replace(plain, direct_local=True, exempt=True))
 
@@ -313,10 +230,10 @@ class AddressRules:
         elif self._real_ip:
             lines = headers(b"x-real-ip")
             if lines and len(lines) == 1 and len(lines[0]) <= MAX_NAME:
-                ip = _hop(lines[0].decode("latin-1"))
+                ip = parse_hop(lines[0].decode("latin-1"))
         if ip is None or ip.is_loopback:
             return msgspec.structs.replace(known.plain, client=None)
-        return msgspec.structs.replace(known.plain, client=str(ip), limiter_key=limiter_key(ip))
+        return msgspec.structs.replace(known.plain, client=str(ip), limiter_key=group_key(ip))
 
     def _walk(self, lines: Sequence[bytes]) -> IP | None:
         """From the right: trusted hops are skipped, the first other one is the client. What is not an address ends the walk.
@@ -325,14 +242,7 @@ class AddressRules:
         """
         hops = b",".join(lines).decode("latin-1").rsplit(",", MAX_HOPS)
         for number, text in enumerate(reversed(hops)):
-            ip = _hop(text) if number < MAX_HOPS else None
+            ip = parse_hop(text) if number < MAX_HOPS else None
             if ip is None or not any(ip in net for net in self._proxies):
                 return ip
         return None
-
-
-def _hop(text: str) -> IP | None:
-    """One hop, with or without a port: `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]`, `[::1]:5`."""
-    text = text.strip()
-    found = _PORTED_HOP.fullmatch(text)
-    return parse_ip(found[1] or found[2]) if found is not None else parse_ip(text)

@@ -201,7 +201,7 @@ def header_lines(headers: Mapping[str, str]) -> bytes:
     for name, value in headers.items():
         if not _TOKEN.fullmatch(name) or name.lower() in _OURS:
             raise ConfigError(f"header {name!r} cannot be set for a provider")
-        if not _VALUE.fullmatch(value):
+        if not _VALUE.fullmatch(value.strip()):
             raise ConfigError(f"the value of header {name!r} is not plain ASCII text in one line")
         lines.append(f"{name}: {value.strip()}\r\n")
     return "".join(lines).encode("ascii")

@@ -10,9 +10,9 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -27,7 +27,8 @@ from mayros.core.ports import ModelRequest
 from mayros.errors import ServerShutdown, Unavailable, UpstreamError, UpstreamTimeout
 from mayros.events import Event, ModelAnswered
 from mayros.net.process import Child, Spawn, scrubbed
-from mayros.providers.embedded import installed, runtime_installed
+from mayros.providers.embedded import installed, model_path, runtime_installed
+from mayros.providers.loopback import Loopback, Upstream
 
 log = Logger()
 
@@ -49,22 +50,6 @@ class ModelUnavailable(Unavailable):
     fallback = True
 
 
-class Upstream(Protocol):
-    """The way to a running child."""
-
-    def stream(self, request: ModelRequest) -> AsyncIterator[list[Event]]:
-        """As ModelProvider's."""
-        ...
-
-    async def healthy(self) -> bool:
-        """Whether the child answers, as itself, within a few seconds. Raises nothing."""
-        ...
-
-    def close(self) -> None:
-        """Keep no connection."""
-        ...
-
-
 class Ready(msgspec.Struct, frozen=True):
     """What the child says when its server listens."""
 
@@ -72,7 +57,7 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class LocalModel:
-    """`ModelProvider` of the embedded model. `connect` makes the way to a child from a provider that has its address and key.
+    """`ModelProvider` of the embedded model. `reach` makes the way to a child, given a provider with its address and key.
 
     `crashes` counts children that ended without being told to.
     """
@@ -83,23 +68,29 @@ class LocalModel:
         state_dir: str,
         clock: IReactorTime,
         spawn: Spawn,
-        connect: Callable[[Provider], Upstream],
+        reach: Callable[[Provider], Upstream],
         *,
         environ: Mapping[str, str] = os.environ,
         runtime: Callable[[], bool] = runtime_installed,
     ) -> None:
         self.crashes = 0
-        self._provider, self._state_dir, self._clock, self._spawn, self._connect = provider, state_dir, clock, spawn, connect
+        self._provider, self._state_dir, self._clock, self._spawn, self._reach = provider, state_dir, clock, spawn, reach
         self._environ, self._runtime = environ, runtime
         self._queue = LocalSlots(1, QUEUE_LIMIT)
         self._child: Child | None = None
         self._upstream: Upstream | None = None  # of a child that is healthy
+        self._heard = False  # where the child listens
         self._probe: Deferred[None] | None = None
         self._start_limit: IDelayedCall | None = None
         self._starting: Deferred[Upstream] | None = None  # of the one request that waits for the child
         self._why = ""  # the child was killed
         self._delay = self._retry_at = 0.0
         self._stopped = False
+
+    @classmethod
+    def connect(cls, provider: Provider, state_dir: str, reactor: Any) -> LocalModel:
+        """The real thing: children of this process, reached over loopback."""
+        return cls(provider, state_dir, reactor, reactor.spawnProcess, lambda address: Loopback(address, reactor))
 
     @property
     def up(self) -> bool:
@@ -138,7 +129,7 @@ class LocalModel:
         pulse = Deferred.fromCoroutine(self._pulse(upstream, exchange))
         pulse.addErrback(_unless_cancelled)
         try:
-            async with aclosing(upstream.stream(request)) as batches:  # type: ignore[type-var]
+            async with aclosing(upstream.stream(request)) as batches:
                 async for batch in batches:
                     exchange.since = None
                     if any(type(event) is not ModelAnswered for event in batch):
@@ -151,7 +142,7 @@ class LocalModel:
             raise
         except UpstreamError as error:
             if self._why and self._upstream is not upstream:
-                raise UpstreamTimeout(f"The embedded model {self._why}; it is being restarted.") from error
+                raise UpstreamTimeout(f"The embedded model {self._why} and was stopped.") from error
             raise
         finally:
             pulse.cancel()
@@ -202,11 +193,11 @@ class LocalModel:
     def _start(self) -> None:
         key = secrets.token_urlsafe(32)
         child = self._child = Child(self._clock, lambda line: self._said(line, key), lambda how: self._gone(how, key))
-        self._why = ""
+        self._why, self._heard = "", False
         self._start_limit = self._clock.callLater(START_SECONDS, self._kill, f"did not start within {START_SECONDS:g} s")
         settings = {
             "parent": os.getpid(),
-            "model": installed(self._state_dir),
+            "model": os.path.abspath(model_path(self._state_dir)),
             "alias": MODEL_ID,
             "api_key": key,
             "context": CONTEXT_TOKENS,
@@ -222,8 +213,9 @@ class LocalModel:
 
     def _said(self, line: bytes, key: str) -> None:
         """The child's one line."""
-        if self._probe is not None or self._stopped:
+        if self._heard or self._stopped:
             return
+        self._heard = True
         try:
             ready = msgspec.json.decode(line, type=Ready)
         except msgspec.DecodeError:
@@ -238,7 +230,7 @@ class LocalModel:
             auth_header=True,
             ca_path=None,
         )
-        self._probe = Deferred.fromCoroutine(self._until_healthy(self._connect(address)))
+        self._probe = Deferred.fromCoroutine(self._until_healthy(self._reach(address)))
         self._probe.addErrback(_unless_cancelled)
 
     async def _until_healthy(self, upstream: Upstream) -> None:
@@ -249,6 +241,7 @@ class LocalModel:
             upstream.close()
             raise
         self._end_start_limit()
+        self._probe = None
         self._upstream = upstream
         waiter, self._starting = self._starting, None
         if waiter is not None:
@@ -317,8 +310,3 @@ class Exchange:
 def _unless_cancelled(failure: Failure) -> None:
     if failure.check(CancelledError) is None:
         log.failure("the watch over the embedded model failed", failure)
-
-
-def embedded_model(provider: Provider, state_dir: str, reactor: Any) -> LocalModel:
-    """The real thing: children of this process, over loopback."""
-    raise NotImplementedError

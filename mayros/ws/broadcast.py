@@ -6,7 +6,7 @@ are merged for it (its text is cumulative anyway) until it has caught up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -33,11 +33,19 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Subscriber(Protocol):
-    """A connection, as far as events go. `protocol` counts after `hello-ok`; `reads` tells whether it has `operator.read`."""
+    """A connection, as far as events go."""
 
     link: Link
-    protocol: int
-    reads: bool
+
+    @property
+    def protocol(self) -> int:
+        """The version spoken; asked after `hello-ok`."""
+        ...
+
+    @property
+    def reads(self) -> bool:
+        """Whether it has `operator.read`."""
+        ...
 
     def end(self, code: int, reason: str) -> None: ...
 
@@ -45,7 +53,7 @@ class Subscriber(Protocol):
 class _Track:
     """One growing text of a run, as the inside of a JSON string, and the number of its newest event."""
 
-    def __init__(self, stream: str, before: str) -> None:
+    def __init__(self, stream: bytes, before: str) -> None:
         self.stream, self.seq = stream, 0
         self.text = bytearray(_encode(before)[1:-1])
 
@@ -55,20 +63,23 @@ class _Stream:
 
     def __init__(self, run: Run, before: str) -> None:
         self.seq, self.started_ms = 0, None
-        self.assistant, self.thinking = _Track("assistant", before), _Track("thinking", "")
+        self.assistant, self.thinking = _Track(b"assistant", before), _Track(b"thinking", "")
         self._head = b'{"runId":%b,"stream":"' % _encode(run.turn.run_id)
         self._tail = b',"sessionKey":%b,"seq":' % _encode(str(run.turn.session))
 
     started_ms: int | None
 
-    def payload(self, stream: str, data: bytes, seq: int, now_ms: int) -> bytes:
-        """The payload of one `agent` event."""
-        return b'%b%b","data":%b%b%d,"ts":%d}' % (self._head, stream.encode(), data, self._tail, seq, now_ms)
+    def lifecycle(self, data: bytes, now_ms: int) -> bytes:
+        """The payload of a lifecycle event."""
+        self.seq += 1
+        return self._payload(b"lifecycle", (data,), self.seq, now_ms)
 
     def delta(self, track: _Track, start: int, now_ms: int) -> bytes:
         """The payload for what a text has gained since it was `start` bytes long."""
-        data = b'{"text":"%b","delta":"%b"}' % (track.text, memoryview(track.text)[start:])
-        return self.payload(track.stream, data, track.seq, now_ms)
+        return self._payload(track.stream, (b'{"text":"', track.text, b'","delta":"', track.text[start:], b'"}'), track.seq, now_ms)
+
+    def _payload(self, stream: bytes, data: Sequence[bytes | bytearray], seq: int, now_ms: int) -> bytes:
+        return b"".join((self._head, stream, b'","data":', *data, self._tail, b'%d,"ts":%d}' % (seq, now_ms)))
 
 
 class _Client:
@@ -244,8 +255,7 @@ class Broadcaster:
             data = _ended(event, stream.started_ms)
             # Catching up may have closed the last reader, and then nothing is left.
             self._streams.pop(run_id, None)
-        stream.seq += 1
-        self._send_built("agent", stream.payload("lifecycle", _encode(data), stream.seq, self._now_ms()), self._readers.values())
+        self._send_built("agent", stream.lifecycle(_encode(data), self._now_ms()), self._readers.values())
 
 
 def _by_seq(grown: tuple[_Track, int]) -> int:

@@ -59,9 +59,9 @@ class Link(Protocol):
 class Gateway:
     """The gateway as its WebSocket clients meet it.
 
-    `authenticator` may be replaced when the configuration changes. `clock` is for waiting, `now_ms` is the wall clock in epoch milliseconds, `monotonic`
-    is in seconds and never jumps. `health` gives what this package cannot know of the health answer (keys of section "health" of docs/protocol.md, which
-    win over those made here). `started_ms` is when the process began, in epoch milliseconds.
+    `authenticator` may be replaced when the configuration changes. `clock` is for waiting, `now_ms` is the wall clock in epoch milliseconds,
+    `monotonic` is in seconds and never jumps. `health` gives what this package cannot know of the answer of `health`; its keys win over those
+    made here. `started_ms` is when the process began, in epoch milliseconds.
     """
 
     config: ConfigControl

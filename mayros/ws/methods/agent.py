@@ -244,6 +244,6 @@ _CLASSES = {kind.code: kind for kind in vars(errors).values() if isinstance(kind
 
 def _error(result: RunResult) -> ErrorShape:
     """The error of a run that did not end well."""
-    code = result.error_code or GatewayError.code
+    code = result.error_code or "internal_error"
     kind = InvalidRequest if code == "invalid_request" else _CLASSES.get(code, GatewayError)
     return error_shape(kind(result.error, code=code))

@@ -1,0 +1,279 @@
+"""The Autobahn glue of the server: an upgrade request becomes a socket, a socket a Session. Imports mayros.core, mayros.wire and mayros.ws.
+
+Autobahn speaks the WebSocket protocol; what a client may send before it has said hello, how much may wait for it, and how it is closed is
+decided here. Bytes that arrive in the same segment as the upgrade request are lost: a client has to wait for the 101.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import txaio
+from autobahn.twisted.resource import WebSocketResource
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress
+from twisted.logger import Logger
+from twisted.web import http
+from twisted.web.resource import Resource
+from twisted.web.server import Request
+
+from mayros.core.address import Address
+from mayros.core.ports import Clock
+from mayros.wire.frames import MAX_FIRST_PAYLOAD, MAX_PAYLOAD, text_frame
+from mayros.ws.context import Gateway
+from mayros.ws.outbox import Outbox
+from mayros.ws.session import HANDSHAKE_SECONDS, Session
+
+log = Logger()
+
+PING_SECONDS = 30
+#: How long a client may take to answer a close frame before it is cut off.
+CLOSE_SECONDS = 2
+UPGRADE_REQUIRED = 426
+_MAX_REASON = 120
+#: What Autobahn needs of the upgrade request. The rest (credentials, cookies, sub-protocols, extensions) would only stay in memory.
+_KEPT_HEADERS = frozenset((b"host", b"upgrade", b"connection", b"sec-websocket-key", b"sec-websocket-version"))
+
+
+class Socket:
+    """One socket as its session sees it (context.Link). `released` is called once, when the connection is gone."""
+
+    def __init__(self, protocol: ControlProtocol, gateway: Gateway, address: Address, origin: str | None, released: Callable[[], None]) -> None:
+        self._protocol, self._gateway, self._released = protocol, gateway, released
+        self.session = Session(gateway, self, address, origin)
+        self._outbox: Outbox | None = None
+
+    def opened(self) -> None:
+        """The WebSocket handshake is over."""
+        transport = self._protocol.transport
+        assert transport is not None
+        self._outbox = Outbox(transport.write, self._gateway.budget, self._too_slow, self.session.drained)
+        self._protocol.registerProducer(self._outbox, True)
+        self.session.opened()
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        if self._outbox is not None:
+            self._outbox.discard()
+        self.session.closed()
+        self._released()
+
+    @property
+    def buffered(self) -> int:
+        """See context.Link."""
+        return self._outbox.buffered if self._outbox is not None else 0
+
+    def send(self, payload: bytes) -> None:
+        """See context.Link."""
+        self.send_frame(text_frame(payload))
+
+    def send_frame(self, frame: bytes) -> None:
+        """See context.Link."""
+        # Autobahn closes by itself on violations, and after a close frame nothing may follow.
+        if self._outbox is not None and self._protocol.state == ControlProtocol.STATE_OPEN:
+            self._outbox.send(frame)
+
+    def close(self, code: int, reason: str) -> None:
+        """See context.Link."""
+        if self._outbox is not None and self._protocol.state == ControlProtocol.STATE_OPEN:
+            self._outbox.finish()
+            text = reason.encode()[:_MAX_REASON].decode("utf-8", "ignore").encode()
+            # sendClose takes only 1000 and 3000-4999.
+            self._protocol.sendCloseFrame(code=code, reasonUtf8=text, isReply=False)
+
+    def admitted(self) -> None:
+        """See context.Link."""
+        self._protocol.maxFramePayloadSize = self._protocol.maxMessagePayloadSize = MAX_PAYLOAD
+
+    def _too_slow(self) -> None:
+        self.session.end(1008, "slow consumer")
+
+
+class ControlProtocol(WebSocketServerProtocol):
+    """Autobahn's side of one socket. Messages are put together in one buffer, so that thousands of small fragments cost what they hold."""
+
+    def prepare(self, socket: Socket) -> None:
+        """Before the connection is made: whom to talk to."""
+        self._socket = socket
+        self._message = bytearray()
+        self.maxFramePayloadSize = self.maxMessagePayloadSize = MAX_FIRST_PAYLOAD
+
+    def onOpen(self) -> None:
+        """Called by Autobahn."""
+        with log.failuresHandled("while opening a socket") as opening:
+            self._socket.opened()
+        if opening.failed:
+            self._socket.close(1011, "internal error")
+
+    def onMessageFrameData(self, payload: bytes) -> None:
+        """Called by Autobahn with a piece of a message, whose announced size it has checked."""
+        if self.state == self.STATE_OPEN and not self.failedByMe:
+            self._message += payload
+
+    def onMessageFrameEnd(self) -> None:
+        """Called by Autobahn; the pieces are together already."""
+
+    def onMessageEnd(self) -> None:
+        """Called by Autobahn."""
+        message, self._message = bytes(self._message), bytearray()
+        if self.state == self.STATE_OPEN and not self.failedByMe:
+            with log.failuresHandled("while taking a message") as taking:
+                self._socket.session.received(message, self.message_is_binary)
+            if taking.failed:
+                self._socket.close(1011, "internal error")
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        """Called by Autobahn, once, also when the handshake failed."""
+        with log.failuresHandled("while closing a socket"):
+            self._socket.lost()
+
+
+class ControlFactory(WebSocketServerFactory):
+    """Makes the sockets and knows those that are left. `reactor` also drives Autobahn's timers, which otherwise take the global one."""
+
+    protocol = ControlProtocol
+
+    def __init__(self, gateway: Gateway, reactor: Clock) -> None:
+        txaio.config.loop = reactor  # type: ignore[attr-defined]
+        super().__init__(reactor=reactor, server="")  # type: ignore[no-untyped-call]
+        self.setProtocolOptions(  # type: ignore[no-untyped-call]
+            versions=[13],
+            webStatus=False,
+            failByDrop=False,
+            maxFramePayloadSize=MAX_PAYLOAD,
+            maxMessagePayloadSize=MAX_PAYLOAD,
+            openHandshakeTimeout=HANDSHAKE_SECONDS,
+            closeHandshakeTimeout=CLOSE_SECONDS,
+            autoPingInterval=PING_SECONDS,
+            autoPingTimeout=PING_SECONDS,
+            tcpNoDelay=True,
+        )
+        self.gateway = gateway
+        self._sockets: set[ControlProtocol] = set()
+        self._waiting: list[Deferred[None]] = []
+
+    def make(self, peer: IAddress, address: Address, origin: str | None, released: Callable[[], None]) -> ControlProtocol:
+        """The protocol of a new socket."""
+        protocol = self.buildProtocol(peer)
+        assert isinstance(protocol, ControlProtocol)
+
+        def gone() -> None:
+            self._sockets.discard(protocol)
+            released()
+            if not self._sockets:
+                waiting, self._waiting = self._waiting, []
+                for waiter in waiting:
+                    waiter.callback(None)
+
+        protocol.prepare(Socket(protocol, self.gateway, address, origin, gone))
+        self._sockets.add(protocol)
+        return protocol
+
+    @property
+    def open(self) -> int:
+        """How many sockets there are."""
+        return len(self._sockets)
+
+    def emptied(self) -> Deferred[None]:
+        """Fires when no socket is left; after `Broadcaster.close_all` within a few seconds."""
+        if not self._sockets:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(waiter)
+        return waiter
+
+
+class _Prepared:
+    """Stands for the factory in one upgrade, which Autobahn's resource asks for a protocol."""
+
+    def __init__(self, protocol: ControlProtocol) -> None:
+        self._protocol = protocol
+
+    def buildProtocol(self, peer: IAddress) -> ControlProtocol:
+        """Called by Autobahn's resource."""
+        return self._protocol
+
+
+def refusal(request: Request) -> tuple[int, str] | None:
+    """Why a request cannot become a WebSocket: HTTP status and a sentence; None when it can. Looks at the head only, so a gate may ask early."""
+    headers = request.requestHeaders.getRawHeaders
+
+    def words(name: bytes) -> set[bytes]:
+        return {word.strip().lower() for line in headers(name, ()) for word in line.split(b",")}
+
+    if request.method != b"GET":
+        return http.NOT_ALLOWED, "A WebSocket begins with GET."
+    if request.clientproto != b"HTTP/1.1" or request.channel.transport is None:
+        return UPGRADE_REQUIRED, "A WebSocket begins with HTTP/1.1."
+    if headers(b"transfer-encoding") or any(line.strip() != b"0" for line in headers(b"content-length", ())):
+        return http.BAD_REQUEST, "An upgrade request has no body."
+    if len(headers(b"host", ())) != 1:
+        return http.BAD_REQUEST, "An upgrade request has one Host header."
+    if b"websocket" not in words(b"upgrade") or b"upgrade" not in words(b"connection"):
+        return http.BAD_REQUEST, "An upgrade request says Upgrade: websocket and Connection: Upgrade."
+    if headers(b"sec-websocket-version", ()) != [b"13"]:
+        return UPGRADE_REQUIRED, "This gateway speaks WebSocket version 13."
+    if len(headers(b"sec-websocket-key", ())) != 1:
+        return http.BAD_REQUEST, "An upgrade request has one Sec-WebSocket-Key."
+    return None
+
+
+class ControlResource(Resource):
+    """Takes upgrade requests, on any path.
+
+    `address_of` tells who the client is. `origin_ok` is asked for a request that has one Origin header; False is 403 before any 101. `released`
+    is called when the request's connection is taken out of the HTTP server's hands (which never hears of its end: neither `notifyFinish` nor
+    `HTTPChannel.connectionLost` will come), and returns what to call, once, when that connection is lost.
+    """
+
+    isLeaf = True
+
+    def __init__(
+        self,
+        factory: ControlFactory,
+        address_of: Callable[[Request], Address],
+        origin_ok: Callable[[Request, Address], bool],
+        released: Callable[[Request], Callable[[], None]],
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._factory, self._address_of, self._origin_ok, self._released = factory, address_of, origin_ok, released
+
+    def render(self, request: Request) -> bytes | int:
+        """Upgrade, or an HTTP error."""
+        problem = refusal(request)
+        if problem is not None:
+            return _refuse(request, *problem)
+        if self._factory.gateway.broadcaster.stopping:
+            request.setHeader(b"retry-after", b"2")
+            return _refuse(request, http.SERVICE_UNAVAILABLE, "The gateway is stopping.")
+        address = self._address_of(request)
+        origins = request.requestHeaders.getRawHeaders(b"origin", ())
+        if len(origins) > 1 or (origins and not self._origin_ok(request, address)):
+            return _refuse(request, http.FORBIDDEN, "Pages of this origin may not connect. List it in gateway.controlUi.allowedOrigins.")
+        return self._take_over(request, address, origins[0].decode("latin-1") if origins else None)
+
+    def _take_over(self, request: Request, address: Address, origin: str | None) -> bytes | int:
+        for name, _ in list(request.requestHeaders.getAllRawHeaders()):
+            if name.lower() not in _KEPT_HEADERS:
+                request.requestHeaders.removeHeader(name)
+        request.uri = b"/"
+        # HTTPChannel is the transport's producer. Left there, no other could be registered, TLS would never close, and the request would stay.
+        transport: Any = request.channel.transport
+        transport.unregisterProducer()
+        protocol = self._factory.make(transport.getPeer(), address, origin, self._released(request))
+        taken: bytes | int = WebSocketResource(_Prepared(protocol)).render(request)  # type: ignore[no-untyped-call]
+        return taken
+
+
+def _refuse(request: Request, status: int, text: str) -> bytes:
+    request.setResponseCode(status)
+    request.setHeader(b"content-type", b"text/plain; charset=utf-8")
+    request.setHeader(b"connection", b"close")
+    if status == http.NOT_ALLOWED:
+        request.setHeader(b"allow", b"GET")
+    if status == UPGRADE_REQUIRED:
+        request.setHeader(b"upgrade", b"websocket")
+        request.setHeader(b"sec-websocket-version", b"13")
+    return text.encode() + b"\n"
