@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import resource
 import signal
 import socket
 import time
@@ -18,24 +16,24 @@ from typing import Any, NoReturn, cast
 
 import msgspec
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, DeferredList, TimeoutError, maybeDeferred
+from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver, Logger
+from twisted.web.server import Request
 
 from mayros.config.secret import AuthSecret, resolve
-from mayros.core.address import AddressRules
+from mayros.core.address import Address, AddressRules
 from mayros.core.agent import AgentLoop
-from mayros.core.auth import Authenticator
+from mayros.core.auth import Authenticator, make_limiter
 from mayros.core.lanes import LocalLanes, LocalSlots
-from mayros.core.limits import Budget, ConnectionCounter, FailureLimiter
+from mayros.core.limits import Budget, ConnectionCounter
 from mayros.core.models import Provider
 from mayros.core.ports import ModelProvider
 from mayros.core.routing import Settings
 from mayros.core.runs import LocalRuns
-from mayros.errors import StartError
-from mayros.net.http import Origin, origin_for
+from mayros.errors import ConfigError, StartError
 from mayros.net.statedir import StateDir, raise_open_files
-from mayros.ops.health import AgentSessions, Health
+from mayros.ops.health import Health
 from mayros.ops.listen import Listeners, configured, parse_endpoint
 from mayros.ops.logs import AccessLog, Redactor, console
 from mayros.providers.local import LocalModel
@@ -43,14 +41,14 @@ from mayros.providers.openai_chat import OpenAIChat
 from mayros.storage.database import Database
 from mayros.storage.idempotency import SqlIdempotency
 from mayros.storage.maintenance import Maintenance
+from mayros.storage.overview import overview
 from mayros.storage.turns import SqlTurnStore
 from mayros.storage.workspace import FileWorkspace
 from mayros.web.app import ROUTES, Api, Root
 from mayros.web.gate import Gate
-from mayros.web.site import GatewaySite
+from mayros.web.site import GatewayRequest, GatewaySite
 from mayros.web.sse import Ticker
-from mayros.ws.broadcast import Broadcaster
-from mayros.ws.context import Context
+from mayros.ws.context import Gateway as Conversations
 from mayros.ws.protocol import ControlFactory, ControlResource
 
 log = Logger()
@@ -94,7 +92,7 @@ class Core:
         self.maintenance = Maintenance(self.database, reactor, lambda: config.session.stateless, wall_ms)
         self.workspace = FileWorkspace(reactor, self._in_thread)
         self.local: LocalModel | None = None
-        self._origins: list[Origin] = []
+        self._chats: list[OpenAIChat] = []
         limits = config.gateway.limits
         self.runs = LocalRuns(
             AgentLoop(self._providers(), self.workspace),
@@ -115,26 +113,16 @@ class Core:
         return {name: adapter for name, provider in used.items() if (adapter := self._provider(provider)) is not None}
 
     def _provider(self, provider: Provider) -> ModelProvider | None:
-        secrets = tuple(key for key in (provider.key,) if key)
         if provider.api == "local":
-            self.local = LocalModel(provider, self._state.path, self._reactor)
+            self.local = LocalModel.connect(provider, self._state.path, self._reactor)
             return self.local
         if provider.api != "openai-completions":
             return None
         if not provider.base_url:
-            raise StartError(f"models.providers.{provider.id}.baseUrl is not set.")
-        origin = origin_for(
-            provider.base_url,
-            provider.headers,
-            self._reactor,
-            connect_timeout=provider.limits.connect,
-            first_byte_timeout=provider.limits.first_byte,
-            idle_timeout=provider.limits.idle,
-            max_connections=provider.max_connections,
-            ca_path=provider.ca_path,
-        )
-        self._origins.append(origin)
-        return OpenAIChat(provider, origin, secrets)
+            raise ConfigError(f"models.providers.{provider.id}.baseUrl is not set")
+        chat = OpenAIChat.connect(provider, self._reactor)
+        self._chats.append(chat)
+        return chat
 
     def open(self) -> None:
         """Open the store and close what a crash left open. Raises StartError; blocks, so before the reactor runs."""
@@ -147,13 +135,9 @@ class Core:
         self.maintenance.stop()
         if self.local is not None:
             await self.local.stop()
-        for origin in self._origins:
-            origin.close()
+        for chat in self._chats:
+            chat.close()
         await self.database.close()
-
-    async def overview(self) -> dict[str, AgentSessions]:
-        """Sessions by agent, for `health`."""
-        return {agent: AgentSessions(count, recent) for agent, (count, recent) in (await self.store.overview()).items()}
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -207,8 +191,7 @@ class Gateway(MultiService):
         try:
             self._open()
         except StartError as error:
-            for port in self._listeners.close():
-                maybeDeferred(lambda port=port: port)
+            self._listeners.close()
             self._on_start_error(error)
 
     def _open(self) -> None:
@@ -258,31 +241,36 @@ class Gateway(MultiService):
 
     def _build_doors(self, secret: AuthSecret, files: int) -> None:
         settings, reactor, config, core = self._settings, self._reactor, self._settings.config, self.core
-        limits, rate = config.gateway.limits, config.gateway.auth.rate_limit
-        self._limiter = FailureLimiter(rate.max_attempts, rate.window_ms / 1000, rate.lockout_ms / 1000) if rate is not None else None
+        limits = config.gateway.limits
+        self._limiter = make_limiter(limits_of) if (limits_of := config.gateway.auth.rate_limit) is not None else None
         self.access = AccessLog(self.state.join("logs"), reactor, time.time, lambda text: self._redact(text))
-        self.health = Health(settings, core.overview, reactor, wall_ms)
+        self.health = Health(settings, lambda: overview(core.database), reactor, wall_ms)
         bodies = Budget(limits.body_budget)
         control = Fixed(settings)
         api = Api(control, core.runs, bodies, Ticker(reactor), self.not_ready)
         self._judge(secret, ())
-        self._broadcaster = Broadcaster(core.runs, reactor, wall_ms, health=self.health.payload, send_budget=limits.send_budget)
-        context = Context(
-            settings=control,
-            authenticator=lambda: self._authenticator,
+        self._conversations = Conversations(
+            config=control,
+            authenticator=self._authenticator,
             runs=core.runs,
             idempotency=core.idempotency,
             clock=reactor,
             now_ms=wall_ms,
+            monotonic=reactor.seconds,
             health=self.health.payload,
             version=program_version(),
             host=socket.gethostname(),
             started_ms=wall_ms(),
-            broadcaster=self._broadcaster,
         )
-        self._control = ControlResource(ControlFactory(context, reactor))
+        self._sockets = ControlFactory(self._conversations, reactor)
+        doors = ControlResource(
+            self._sockets,
+            address_of=lambda request: cast(GatewayRequest, request).address,
+            origin_ok=self._origin_ok,
+            released=lambda request: cast(GatewayRequest, request).channel.hand_over(),
+        )
         self.site = GatewaySite(
-            Root(api, self._control),
+            Root(api, doors),
             Gate(settings, self._rules, self._authenticator, ROUTES),
             bodies,
             ConnectionCounter(limits.max_connections or max(64, files - RESERVED_FILES), limits.max_connections_per_address),
@@ -292,6 +280,12 @@ class Gateway(MultiService):
             body_seconds=limits.body_timeout_ms / 1000,
             head_seconds=limits.header_timeout_ms / 1000,
         )
+
+    def _origin_ok(self, request: Request, address: Address) -> bool:
+        """Whether the page that an upgrade comes from may talk to us; asked where there is exactly one Origin."""
+        gateway, headers = self._settings.config.gateway, request.requestHeaders.getRawHeaders
+        listed = (*gateway.control_ui.allowed_origins, *gateway.http.cors.allowed_origins)
+        return self._rules.origin_ok((headers(b"origin") or [b""])[0].decode("latin-1"), headers, address, listed)
 
     def _judge(self, secret: AuthSecret, hosts: Any) -> None:
         """Who may come in, by the addresses that are really listened on."""
@@ -311,6 +305,7 @@ class Gateway(MultiService):
         self._listeners.judge(secret.mode)
         self._judge(secret, self._listeners.hosts)
         self.site.gate = Gate(self._settings, self._rules, self._authenticator, ROUTES)
+        self._conversations.authenticator = self._authenticator
 
     def not_ready(self) -> str | None:
         """Why the gateway cannot take work, or None."""
@@ -335,10 +330,10 @@ class Gateway(MultiService):
         reactor, runs = self._reactor, self.core.runs
         grace = self._settings.config.gateway.shutdown.grace_ms / 1000
         log.info("stopping: {count} runs are live, they may take {grace:g} s", count=runs.live(), grace=grace)
-        await DeferredList([maybeDeferred(lambda port=port: port) for port in self._listeners.close()])
+        await self._listeners.close()
         self.site.drain()
         runs.drain()
-        self._broadcaster.announce_shutdown("service restart", None)
+        self._conversations.broadcaster.announce("service restart", None)
         with suppress(TimeoutError):
             await runs.drained().addTimeout(grace, reactor)
         if runs.live():
@@ -346,7 +341,9 @@ class Gateway(MultiService):
             runs.abort_all()
             with suppress(TimeoutError):
                 await runs.drained().addTimeout(ABORT_SECONDS, reactor)
-        await self._broadcaster.close_all()
+        self._conversations.broadcaster.close_all()
+        with suppress(TimeoutError):
+            await self._sockets.emptied().addTimeout(ABORT_SECONDS, reactor)
         await self._linger()
         self.health.stop()
         await self.core.close()
@@ -365,5 +362,3 @@ class Gateway(MultiService):
             await pause
             waited += 0.05
         self.site.abort_all()
-
-

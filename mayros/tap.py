@@ -66,8 +66,8 @@ def run(options: Options) -> int:
     except StartError as error:
         _exit(error)
     gateway.startService()
-    reactor.addSystemEventTrigger("before", "shutdown", gateway.stopService)  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.addSystemEventTrigger("before", "shutdown", gateway.stopService)
+    reactor.run()
     return 0
 
 

@@ -46,7 +46,7 @@ class Listener:
         return [type(event).__name__ for event in self.events]
 
 
-class RunTests(SynchronousTestCase):
+class Base(SynchronousTestCase):
     """LocalRuns with the agent loop, over fakes."""
 
     def setUp(self) -> None:
@@ -70,6 +70,10 @@ class RunTests(SynchronousTestCase):
 
     def submit(self, turn: Turn | None = None, owner: Any = None, on_lost: Any = "cancel") -> Any:
         return self.runs.submit(turn or self.turn(), OWNER, owner, on_lost)
+
+
+class RunTests(Base):
+    """From submission to the end."""
 
     def test_a_run_says_what_happens_and_ends_after_its_commit(self) -> None:
         """Started, answered, text; the end is told when the turn is on disk, and not before."""
@@ -244,12 +248,9 @@ class RunTests(SynchronousTestCase):
         """A refused run can be tried again with the same key."""
         claim = Claim("chat", "k")
         self.gateway.idempotency.kept["chat", "k"] = (b"d", "run1", None)
-        self.use_claim(claim)
-        self.assertEqual(self.gateway.idempotency.kept, {})
-
-    def use_claim(self, claim: Claim) -> None:
         run = self.submit(self.turn("word " * 50_000, claim=claim))
         self.assertIsInstance(run.error, ContextLengthExceeded)
+        self.assertEqual(self.gateway.idempotency.kept, {})
 
     def test_shutdown(self) -> None:
         """No new runs; live ones are aborted as the gateway's doing; drained fires when the last is recorded."""
@@ -296,7 +297,7 @@ class RunTests(SynchronousTestCase):
         self.assertEqual((end.outcome, str(end.error)), ("error", "no"))
 
 
-class FallbackTests(RunTests):
+class FallbackTests(Base):
     """The agent loop with more than one model."""
 
     def setUp(self) -> None:

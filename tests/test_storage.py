@@ -447,6 +447,19 @@ class Opening(SynchronousTestCase):
         self.assertIn("missing", self.refused())
         self.assertFalse(os.path.exists(self.path))
 
+    def test_missing_table(self) -> None:
+        """A store at the right revision that lost a table is refused."""
+        self.make()
+        connection = sqlite3.connect(self.path)
+        connection.execute("DROP TABLE entries")
+        connection.close()
+        clock = ThreadlessClock()
+        database = Database(self.url, clock)  # type: ignore[arg-type]
+        self.addCleanup(lambda: clock.run_until(database.close()))
+        error = self.assertRaises(StartError, SqlTurnStore(database).open)
+        self.assertIn(self.path, str(error))
+        self.assertIn("entries", str(error))
+
     def test_interrupted_first_start(self) -> None:
         """What a first start left half made is made anew."""
         with open(self.path + ".new", "wb") as file:

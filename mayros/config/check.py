@@ -21,7 +21,7 @@ _HEADER_VALUE = re.compile(r"[\x20-\x7e\x80-\xff\t]{0,8192}")
 #: Headers that the client of the providers sets itself; a second one would make the request ambiguous.
 _FRAMING = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "keep-alive"})
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)*\.?", re.IGNORECASE)
-_AGENT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.IGNORECASE)
+_AGENT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.IGNORECASE | re.ASCII)
 _SQLITE = re.compile(r"sqlite(\+pysqlite)?://")
 
 
@@ -280,4 +280,4 @@ def normalise_agent_id(text: str) -> str:
     text = text.strip()
     if _AGENT_ID.fullmatch(text):
         return text.lower()
-    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-")[:64].strip("-") or "main"
+    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).lstrip("-_")[:64].rstrip("-") or "main"

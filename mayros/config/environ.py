@@ -16,7 +16,7 @@ MAX_DOTENV = 256 << 10
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LINE = re.compile(
     r"""\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=[ \t]*
-    (?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>[^']*)'|(?P<bare>[^"'#\s](?:[^#]|(?<!\s)\#)*?)?)\s*(?:\#.*)?""",
+    (?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>[^']*)'|(?P<bare>[^"'\#\s].*?)?)(?:\s+\#.*|\s*)""",
     re.VERBOSE,
 )
 _ESCAPE = re.compile(r"\\(.)")
@@ -24,7 +24,7 @@ _ESCAPE = re.compile(r"\\(.)")
 #: it trusts, and what is loaded into processes. The one in the state directory is the operator's and may.
 _FORBIDDEN = re.compile(
     r"MAYROS_.*|(HTTPS?|ALL|NO|FTP)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL|NODE_EXTRA)_CA_(BUNDLE|CERTS)|NODE_(OPTIONS|TLS_REJECT_UNAUTHORIZED)"
-    r"|CREDENTIALS_DIRECTORY|(LD|DYLD|PYTHON|GIT)_?.*|BASH_ENV|ENV|PATH|HOME|IFS",
+    r"|CREDENTIALS_DIRECTORY|(LD|DYLD|GIT)_.*|PYTHON.*|BASH_ENV|ENV|PATH|HOME|IFS",
     re.IGNORECASE,
 )
 

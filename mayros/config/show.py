@@ -26,7 +26,7 @@ def lookup(tree: Any, path: str) -> Any:
     position = 0
     while position < len(path):
         step = _STEP.match(path, position)
-        if step is None:
+        if step is None or path.startswith("."):
             raise KeyError(path)
         position = step.end()
         if step["index"] is not None:

@@ -124,7 +124,7 @@ def _decode_json5(text: str, name: str, reason: str) -> Any:
     import json5
 
     try:
-        return json5.loads(text)
+        return _plain(json5.loads(text))
     except RecursionError:
         raise ConfigError(f"{name}: nested too deep for JSON5; write it as plain JSON") from None
     except ValueError as error:
@@ -132,6 +132,13 @@ def _decode_json5(text: str, name: str, reason: str) -> Any:
         place = _PLACE.search(str(error))
         line = place[1] if place else str(max(1, text.rstrip().count("\n") + 1))
     raise ConfigError(f"{name}:{line}: not valid JSON5: " + ("the file is empty" if not text.strip() else "syntax error in or before this line"))
+
+
+def _plain(tree: Any) -> Any:
+    """The tree with keys that are nothing but texts: another package of the same import name gives bare keys a type of their own."""
+    if isinstance(tree, dict):
+        return {str(key): _plain(value) for key, value in tree.items()}
+    return [_plain(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _line(data: bytes, offset: int) -> int:

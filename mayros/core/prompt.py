@@ -48,7 +48,7 @@ def stable_part(agent: Agent, files: Sequence[WorkspaceFile], window_tokens: int
     if agent.timezone:
         head.append(f"The user's time zone is {_CONTROL.sub('', agent.timezone)}.")
     text = "\n\n".join(head)
-    room = window_tokens // 4 - estimate(text) - 8
+    room = window_tokens // 4 - estimate(text) - 12
     context = _files(files, agent.file_max_chars, agent.total_max_chars, room)
     return f"{text}\n\n# Project Context\n\n{context}" if context else text
 
@@ -69,7 +69,7 @@ def _files(files: Sequence[WorkspaceFile], each: int, together: int, room_tokens
         if text:
             parts.append(f"## {path}\n\n{text}")
             together -= len(text)
-            room_tokens -= estimate(parts[-1]) + 1
+            room_tokens -= estimate(parts[-1]) + 2
     return "\n\n".join(parts)
 
 

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.python.failure import Failure
@@ -35,9 +36,10 @@ def parse_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
     if kind in ("tcp", "tcp6", "unix", "ssl") and not _BACKLOG.search(text):
         text += f":backlog={BACKLOG}"
     try:
-        return serverFromString(reactor, text)
-    except Exception as error:  # noqa: BLE001  the parsers raise anything from IndexError to OpenSSL's own errors
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+    except Exception as error:
         raise StartError(f"--listen {text.partition(':')[0]}:...: not a usable server endpoint ({type(error).__name__}: {error}).") from error
+    return endpoint
 
 
 def configured(reactor: Any, gateway: Gateway, port: int) -> list[IStreamServerEndpoint]:
@@ -67,8 +69,9 @@ class Listeners:
         result = outcome[0]
         if isinstance(result, Failure):
             raise _refused(result, what)
-        self.ports.append(result)
-        return result
+        port: IListeningPort = result
+        self.ports.append(port)
+        return port
 
     def open_ipv6_loopback(self, reactor: Any, factory: IProtocolFactory, port: int) -> None:
         """::1 beside 127.0.0.1, where this machine has it."""
@@ -98,10 +101,10 @@ class Listeners:
             if auth_mode == "none" and not ip_address(host.partition("%")[0]).is_loopback:
                 raise StartError(f"Refusing to listen on {host} with gateway.auth.mode none: set a token or a password, or bind to loopback.")
 
-    def close(self) -> list[Any]:
-        """Stop listening; what each port's stopListening gave."""
+    def close(self) -> Deferred[Any]:
+        """Stop listening; fires when every port is closed."""
         ports, self.ports = self.ports, []
-        return [port.stopListening() for port in ports]
+        return DeferredList([maybeDeferred(port.stopListening) for port in ports])
 
 
 def _host(port: IListeningPort) -> str | None:

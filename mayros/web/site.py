@@ -310,6 +310,7 @@ class GatewaySite(Site):
     requestFactory = GatewayRequest
     protocol = GatewayChannel  # type: ignore[assignment]  # no HTTP/2, so nothing to negotiate
     draining = False
+    noisy = False
 
     def __init__(
         self,

@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 import msgspec
 import txaio
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
-from autobahn.websocket.types import ConnectingRequest, TransportDetails
+from autobahn.websocket.types import ConnectingRequest
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, DNSLookupError
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.logger import Logger
 
 from mayros.wire.frames import MAX_PAYLOAD, PROTOCOL_MAX, PROTOCOL_MIN, ErrorShape
@@ -54,19 +54,15 @@ _encode = msgspec.json.Encoder().encode
 class Conversation:
     """Answers the challenge, asks, and waits for the answer that is not just "accepted".
 
-    `send` takes text messages; `done` fires with the final payload, or fails with CallFailed; `on_event` hears the events after `hello-ok`.
+    `connect` are the parameters of the method of that name. `send` takes text messages; the glue sets it. `done` fires with the final payload, or
+    fails with CallFailed; `on_event` hears the events after `hello-ok`.
     """
 
-    def __init__(
-        self,
-        send: Callable[[bytes], None],
-        connect: dict[str, object],
-        method: str,
-        params: object,
-        on_event: Callable[[str, Any], None] | None = None,
-    ) -> None:
+    send: Callable[[bytes], None]
+
+    def __init__(self, connect: dict[str, object], method: str, params: object, on_event: Callable[[str, Any], None] | None = None) -> None:
         self.done: Deferred[Any] = Deferred()
-        self._send, self._connect, self._method, self._params, self._on_event = send, connect, method, params, on_event
+        self._connect, self._method, self._params, self._on_event = connect, method, params, on_event
         self._ids: dict[str, str] = {}
 
     def received(self, payload: bytes) -> None:
@@ -89,7 +85,7 @@ class Conversation:
         if not self.done.called:
             self.done.errback(error)
 
-    def _event(self, event: str, payload: Any) -> None:  # noqa: ANN401  any JSON
+    def _event(self, event: str, payload: Any) -> None:
         if event == "connect.challenge":
             if not self._ids:
                 self._ask("connect", self._connect)
@@ -99,9 +95,9 @@ class Conversation:
     def _ask(self, method: str, params: object) -> None:
         request_id = str(uuid.uuid4())
         self._ids[request_id] = method
-        self._send(_encode({"type": "req", "id": request_id, "method": method, "params": params}))
+        self.send(_encode({"type": "req", "id": request_id, "method": method, "params": params}))
 
-    def _answered(self, frame: _Frame, payload: Any) -> None:  # noqa: ANN401  any JSON
+    def _answered(self, frame: _Frame, payload: Any) -> None:
         method = self._ids.get(str(frame.id))
         if method is None:
             return
@@ -120,11 +116,12 @@ class _Protocol(WebSocketClientProtocol):
         """Before the connection is made."""
         self._conversation, self._host = conversation, host
         self.lost: Deferred[None] = Deferred()
+        conversation.send = self.sendMessage
 
-    def onConnecting(self, transport_details: TransportDetails) -> ConnectingRequest:
+    def onConnecting(self, transport_details: object) -> ConnectingRequest:
         """Called by Autobahn, which would write an IPv6 address without brackets."""
-        factory = self.factory
-        return ConnectingRequest(host=self._host, port=factory.port, resource=factory.resource, headers={}, protocols=[])
+        options: dict[str, Any] = {"host": self._host, "port": self.factory.port, "resource": self.factory.resource, "headers": {}, "protocols": []}
+        return ConnectingRequest(**options)  # type: ignore[no-untyped-call]
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """Called by Autobahn."""
@@ -134,14 +131,60 @@ class _Protocol(WebSocketClientProtocol):
             self._conversation.failed(CallFailed("UNAVAILABLE", "The client failed on a message of the gateway."))
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        """Called by Autobahn, also when the handshake failed."""
+        """Called by Autobahn, once, also when the handshake failed."""
         why = reason if wasClean else self.wasNotCleanReason
         self._conversation.failed(CallFailed("UNAVAILABLE", f"The gateway closed the connection ({code}): {why or 'no reason given'}."))
         self.lost.callback(None)
 
 
+class _Factory(WebSocketClientFactory):
+    """Makes the socket of one conversation."""
+
+    protocol = _Protocol
+
+    def __init__(self, reactor: Any, url: str, host: str, conversation: Conversation) -> None:
+        txaio.config.loop = reactor  # type: ignore[attr-defined]
+        super().__init__(url, reactor=reactor)  # type: ignore[no-untyped-call]
+        self.setProtocolOptions(  # type: ignore[no-untyped-call]
+            failByDrop=False,
+            maxFramePayloadSize=MAX_PAYLOAD,
+            maxMessagePayloadSize=MAX_PAYLOAD,
+            openHandshakeTimeout=CONNECT_SECONDS,
+            autoPingInterval=PING_SECONDS,
+            autoPingTimeout=PING_SECONDS,
+            tcpNoDelay=True,
+        )
+        self._conversation, self._written_host = conversation, host
+
+    def buildProtocol(self, addr: IAddress | None) -> _Protocol:
+        """Called by Twisted when the connection is made."""
+        protocol = super().buildProtocol(addr)
+        assert isinstance(protocol, _Protocol)
+        protocol.prepare(self._conversation, self._written_host)
+        return protocol
+
+
+def _where(reactor: Any, url: str) -> tuple[IStreamClientEndpoint, str, str]:
+    """How to connect, the WebSocket URL without credentials, and the host as the Host header writes it. ValueError for a bad URL."""
+    if url.startswith(("unix:", "/")):
+        return UNIXClientEndpoint(reactor, "/" + url.removeprefix("unix:").lstrip("/"), timeout=CONNECT_SECONDS), "ws://localhost/", "localhost"
+    parts = urlsplit(url)
+    host, scheme = parts.hostname, parts.scheme
+    if scheme not in _PORTS or not host:
+        raise ValueError(f"{url!r} is no gateway URL: write ws://host:port/, wss://host:port/ or unix:/path.")
+    port = parts.port or _PORTS[scheme]
+    endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, timeout=CONNECT_SECONDS)
+    if scheme == "wss":
+        # pyOpenSSL costs a tenth of a second, which the usual call has no use for.
+        from twisted.internet.ssl import optionsForClientTLS
+
+        endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint)
+    written = f"[{host}]" if ":" in host else host
+    return endpoint, f"{scheme}://{written}:{port}{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", written
+
+
 async def call(
-    reactor: Any,  # noqa: ANN401  Twisted's reactor is several interfaces at once
+    reactor: Any,
     url: str,
     *,
     token: str | None = None,
@@ -152,11 +195,12 @@ async def call(
     timeout: float | None = None,
     scopes: Sequence[str] = (),
     version: str = "dev",
-) -> Any:  # noqa: ANN401  any JSON
+    endpoint: IStreamClientEndpoint | None = None,
+) -> Any:
     """Call a method of the gateway and give its final payload.
 
-    `url` is `ws://host:port/`, `wss://...`, or `unix:/path` (also a bare path). `timeout` in seconds is for everything together; None waits for
-    ever. Raises CallFailed; ValueError for a URL that is none. Cancelling closes the connection.
+    `url` is `ws://host:port/`, `wss://...`, or `unix:/path` (also a bare path); `endpoint` connects elsewhere than it says. `timeout` in seconds
+    is for everything together; None waits for ever. Raises CallFailed, and ValueError for a URL that is none. Cancelling closes the connection.
     """
     auth = {name: secret for name, secret in (("token", token), ("password", password)) if secret}
     connect: dict[str, object] = {
@@ -167,24 +211,26 @@ async def call(
         "scopes": list(scopes),
         "auth": auth,
     }
-    endpoint, address, host = _endpoint(reactor, url)
-    factory = _factory(reactor, address)
-    protocol = factory.buildProtocol(None)
-    conversation = Conversation(protocol.sendMessage, connect, method, params, on_event)
-    protocol.prepare(conversation, host)
-    work = Deferred.fromCoroutine(_talk(reactor, endpoint, protocol, conversation))
+    conversation = Conversation(connect, method, params, on_event)
+    own, address, host = _where(reactor, url)
+    work = Deferred.fromCoroutine(_talk(endpoint or own, _Factory(reactor, address, host, conversation), conversation))
     if timeout is not None:
         work.addTimeout(timeout, reactor)
     try:
         return await work
     except TimeoutError:
-        raise CallFailed("UNAVAILABLE", f"The gateway gave no answer within {timeout:g} s.") from None
-    except (ConnectError, DNSLookupError, OSError) as error:
-        raise CallFailed("UNAVAILABLE", f"Cannot reach a gateway at {address if host != 'unix' else url}: {error}") from None
+        raise CallFailed("UNAVAILABLE", f"The gateway gave no answer within {timeout or 0:g} s.") from None
+    except (ConnectError, DNSLookupError) as error:
+        raise CallFailed("UNAVAILABLE", f"Cannot reach a gateway at {_shown(url, address)}: {error}") from None
 
 
-async def _talk(reactor: Any, endpoint: IStreamClientEndpoint, protocol: _Protocol, conversation: Conversation) -> Any:  # noqa: ANN401
-    await endpoint.connect(_Ready(protocol))
+def _shown(url: str, address: str) -> str:
+    """The URL for a message: no user name, no password, no query."""
+    return url if url.startswith(("unix:", "/")) else address.partition("?")[0]
+
+
+async def _talk(endpoint: IStreamClientEndpoint, factory: _Factory, conversation: Conversation) -> Any:
+    protocol: Any = await endpoint.connect(factory)
     try:
         answer = await conversation.done
     except CancelledError:
