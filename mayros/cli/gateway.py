@@ -42,7 +42,7 @@ def run(config: str | None, port: int | None, listen: tuple[str, ...], allow_unc
 
 
 @gateway.command()
-@click.option("--url", metavar="URL", help="Another gateway, ws:// or wss://. Stored secrets are not sent there.")
+@click.option("--url", metavar="URL", help="Another gateway: ws://, wss:// or unix:/path. Stored secrets are not sent there.")
 @click.option("--token-file", type=click.Path(exists=True, dir_okay=False), help="A file that holds the gateway's token.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
 @click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True, metavar="S", help="Seconds to wait.")

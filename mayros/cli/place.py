@@ -18,14 +18,31 @@ if TYPE_CHECKING:
     from mayros.config.secret import AuthSecret
     from mayros.core.routing import Settings
 
-#: `call(reactor, url, token=, password=, method=, params=, on_event=, timeout=, scopes=)` of ws/client.py.
+#: `call(reactor, url, token=, password=, method=, params=, on_event=, timeout=, scopes=)` of ws/client.py, with failures as `Refused`.
 Call = Callable[..., Coroutine[Any, Any, Any]]
 
 
-def _call() -> Call:
-    from mayros.ws.client import call
+class Refused(click.ClickException):
+    """The gateway could not be reached, or said no. `payload` is what came with it."""
 
-    return call
+    def __init__(self, message: str, payload: object = None) -> None:
+        super().__init__(message)
+        self.payload = payload
+
+
+def _call() -> Call:
+    from importlib.metadata import version
+
+    from mayros.ws.client import CallFailed, call
+
+    async def calling(*args: Any, **options: Any) -> Any:
+        try:
+            return await call(*args, version=version("mayros-gateway"), **options)
+        except CallFailed as failure:
+            hint = " (is it running? `mayros gateway run` starts one)" if failure.message.startswith("Cannot reach") else ""
+            raise Refused(failure.message + hint, failure.payload) from failure
+
+    return calling
 
 
 class Place:
@@ -147,13 +164,17 @@ def _host(bind: str, custom: str | None) -> str:
 
 
 def _checked(url: str) -> str:
+    if url.startswith(("unix:/", "/")):
+        return url
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("ws", "wss") and parts.hostname and not parts.username and not parts.password and parts.port != 0
     except ValueError:
         good = False
     if not good:
-        raise click.UsageError("the gateway's URL must look like ws://127.0.0.1:18789 or wss://host, without a user name or password")
+        raise click.UsageError(
+            "the gateway's URL must look like ws://127.0.0.1:18789 or wss://host (no user name, no password), or unix:/path/of/socket"
+        )
     return url
 
 

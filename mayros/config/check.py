@@ -154,6 +154,8 @@ class Checker:
         self._at_least(1, session__stateless__ttl=session.stateless.ttl, session__stateless__maxEntries=session.stateless.max_entries)
         if not session.main_key.isprintable() or len(session.main_key.encode()) > 256:
             raise self.fail("session.mainKey", "must be at most 256 bytes without control characters")
+        if session.scope == "global":
+            self.warnings.append("session.scope: global is not implemented by this version; every session key is a session of its own")
         store = session.store
         if store is None:
             return session

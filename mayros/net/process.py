@@ -56,12 +56,6 @@ class Child(ProcessProtocol):
         spawn(self, argv[0], argv, env)
 
     @property
-    def pid(self) -> int | None:
-        """The process id, None once it has ended."""
-        pid: int | None = self.transport.pid if self.transport is not None else None
-        return pid
-
-    @property
     def last_words(self) -> str:
         """The end of what it wrote to standard error, on one line."""
         return " ".join(self._errors[-TAIL_LIMIT:].decode("utf-8", "replace").split())

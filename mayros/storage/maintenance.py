@@ -17,7 +17,7 @@ from mayros.config.schema import Stateless
 from mayros.core.ports import Clock
 from mayros.errors import StorageUnavailable
 from mayros.storage.database import Database
-from mayros.storage.tables import entries, idempotency, sessions
+from mayros.storage.tables import STATELESS, entries, idempotency, sessions
 
 log = Logger()
 
@@ -81,11 +81,11 @@ class Maintenance:
         return gone
 
 
-_OLDEST = sa.select(sessions.c.key, sessions.c.session_id).where(sessions.c.stateless).order_by(sessions.c.updated_ms)
+_OLDEST = sa.select(sessions.c.key, sessions.c.session_id).where(STATELESS).order_by(sessions.c.updated_ms)
 
 
 def _count(connection: sa.Connection) -> int:
-    return connection.execute(sa.select(sa.func.count()).select_from(sessions).where(sessions.c.stateless)).scalar_one()
+    return connection.execute(sa.select(sa.func.count()).select_from(sessions).where(STATELESS)).scalar_one()
 
 
 def _prune_old(connection: sa.Connection, before_ms: int) -> int:

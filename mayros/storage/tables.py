@@ -28,13 +28,11 @@ sessions = sa.Table(
     sqlite_with_rowid=False,
 )
 
+#: As text: Core would write `= 1` for SQLite, which is another condition than that of the index.
+STATELESS: sa.ColumnElement[bool] = sa.literal_column("stateless", sa.Boolean)
+
 #: What pruning walks: stateless sessions only, oldest first.
-sa.Index(
-    "sessions_stateless",
-    sessions.c.updated_ms,
-    sqlite_where=sessions.c.stateless,
-    postgresql_where=sessions.c.stateless,
-)
+sa.Index("sessions_stateless", sessions.c.updated_ms, sqlite_where=sa.text("stateless"), postgresql_where=sa.text("stateless"))
 
 entries = sa.Table(
     "entries",

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from klein import Klein
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
@@ -18,7 +18,7 @@ from werkzeug.exceptions import BadHost, HTTPException
 
 from mayros.core.keys import AGENT_ID, new_id
 from mayros.core.limits import Budget
-from mayros.core.ports import ConfigControl, Principal, RunResult, Runs, Sampling, Turn
+from mayros.core.ports import ConfigControl, Principal, Run, RunResult, Runs, Sampling, Turn
 from mayros.errors import AgentNotFound, GatewayError, InvalidRequest, UnknownUrl
 from mayros.web.gate import Route
 from mayros.web.site import GatewayRequest, failed, reply
@@ -108,7 +108,7 @@ class Api:
             stream.abandon()
             raise _final(run.error, bool(result.text))
 
-    async def _end_of(self, run: Any, request: GatewayRequest) -> RunResult:
+    async def _end_of(self, run: Run, request: GatewayRequest) -> RunResult:
         """Wait for a run; when the client leaves, the run loses its owner, and keeps its part of the body budget until it has ended."""
         try:
             return await run.ended()
@@ -204,7 +204,7 @@ class Root(Resource):
             for method in rule.methods or ()
         }
 
-    def render(self, request: GatewayRequest) -> Any:  # type: ignore[override]
+    def render(self, request: GatewayRequest) -> Any:
         """See Resource.render; refused requests never get here."""
         if request.upgrade:
             return self._control.render(request)
@@ -222,7 +222,7 @@ class Root(Resource):
             except BadHost:
                 failed(request, Failure(InvalidRequest("Send exactly one valid Host header.")))
                 return NOT_DONE_YET
-        task = self._api.app.execute_endpoint(endpoint, request)
+        task = cast("Deferred[Any] | None", self._api.app.execute_endpoint(endpoint, request))
         if task is not None:
             request.task = task
             task.addErrback(self._failed, request)
@@ -234,11 +234,11 @@ class Root(Resource):
             failed(request, failure)
 
 
-@Api.app.handle_errors(HTTPException)  # type: ignore[untyped-decorator]
+@Api.app.handle_errors(HTTPException)  # type: ignore[arg-type]
 def _not_routed(self: Api, request: GatewayRequest, failure: Failure) -> None:
     failed(request, Failure(UnknownUrl("There is nothing at this address.")))
 
 
-@Api.app.handle_errors(Exception)  # type: ignore[untyped-decorator]
+@Api.app.handle_errors(Exception)  # type: ignore[arg-type]
 def _unexpected(self: Api, request: GatewayRequest, failure: Failure) -> None:
     failed(request, failure)

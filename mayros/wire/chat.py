@@ -152,7 +152,7 @@ _encode = _encoder.encode
 _encode_message = _encoder.encode
 
 
-def decode_request(body: bytes) -> ChatRequest:
+def decode_request(body: bytes | bytearray) -> ChatRequest:
     """The request of a body. Raises InvalidRequest, InvalidValue or UnsupportedParameter, naming the field."""
     if body[:3] == b"\xef\xbb\xbf":
         body = body[3:]
@@ -178,12 +178,13 @@ def decode_request(body: bytes) -> ChatRequest:
     )
 
 
-def check_depth(body: bytes) -> None:
+def check_depth(body: bytes | bytearray) -> None:
     """Refuse a body whose brackets nest deeper than MAX_DEPTH (those within strings count too where there are many)."""
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
     depth = 0
-    for piece in _BRACKETS.findall(body):
+    for found in _BRACKETS.finditer(body):
+        piece = found[0]
         if piece in (b"{", b"["):
             depth += 1
             if depth > MAX_DEPTH:
