@@ -76,7 +76,7 @@ def _gateway(options: Options, reactor: Any) -> Gateway:
     environ = take_environment(os.environ)
     directory = state_dir(environ)
     path = options["config"] or config_path(environ)
-    loaded = load(path, environ, state_dir=directory)
+    loaded = load(path, environ, state_dir=directory, cwd=os.getcwd())
     refuse_unsupported(loaded.config, loaded.raw)
     settings = Settings.build(
         loaded.config,
@@ -91,5 +91,6 @@ def _gateway(options: Options, reactor: Any) -> Gateway:
 
 
 def _exit(error: StartError) -> NoReturn:
-    print(f"mayros: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    # Not sys.stderr: twistd has made that part of the log.
+    print(f"mayros: {error}", file=sys.__stderr__, flush=True)  # noqa: T201
     raise SystemExit(error.status)

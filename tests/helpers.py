@@ -18,6 +18,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.test import iosim
+from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 
 from mayros.config.schema import Config
@@ -114,6 +115,11 @@ class FakeProvider:
             self.closed += 1
             self._waiting = None
             raise
+
+    @property
+    def unread(self) -> int:
+        """How many batches nobody has taken yet."""
+        return len(self._queue)
 
     @property
     def seen(self) -> list[dict[str, Any]]:
@@ -219,9 +225,20 @@ class Client(Protocol):
         answer, self.received = Answer.parse(self.received)
         return answer
 
+    def statuses(self) -> list[int]:
+        """The statuses of all answers so far; takes them off what was received. Fails on anything that is no answer."""
+        found = []
+        while self.received:
+            found.append(self.answer().status)
+        return found
+
+    def stream(self) -> Answer:
+        """Head and body so far of an answer that may still go on."""
+        return Answer.parse(self.received, partial=True)[0]
+
     def events(self) -> list[str]:
         """The data of the SSE events so far."""
-        body = Answer.parse(self.received, partial=True)[0].body
+        body = self.stream().body
         return [block.partition("data: ")[2] for block in body.decode().split("\n\n") if "data: " in block]
 
     def text(self) -> str:
@@ -285,6 +302,7 @@ class Harness:
         self.settings = settings(changes)
         self.provider, self.store, self.workspace = FakeProvider(), FakeStore(), FakeWorkspace()
         self.idempotency = FakeIdempotency()
+        self.clients: list[Client] = []
         self.access: list[Access] = []
         self.not_ready: str | None = None
         config = self.settings.config
@@ -294,12 +312,14 @@ class Harness:
         auth = config.gateway.auth
         mode = auth.mode or "token"
         self.authenticator = Authenticator(mode, auth.password if mode == "password" else auth.token, auth, rules, self.limiter)
+        self.lanes = LocalLanes(limits.max_queued_per_session, limits.max_queued_runs)
+        self.slots = LocalSlots(config.agents.defaults.max_concurrent, limits.max_queued_runs)
         self.runs = LocalRuns(
             AgentLoop({"fake": self.provider}, self.workspace),
             self.store,
             self.idempotency,
-            LocalLanes(limits.max_queued_per_session, limits.max_queued_runs),
-            LocalSlots(config.agents.defaults.max_concurrent, limits.max_queued_runs),
+            self.lanes,
+            self.slots,
             self.clock,
             lambda: int(self.clock.seconds() * 1000),
         )
@@ -332,9 +352,39 @@ class Harness:
         there = iosim.FakeTransport(server, isServer=True, peerAddress=_Peer(peer))
         client.pump = iosim.connect(server, there, client, iosim.FakeTransport(client, isServer=False))
         client.server = server  # type: ignore[attr-defined]
+        self.clients.append(client)
         if data:
             client.send(data)
         return client
+
+    def serve(self, *lines: str, text: str = "ok", **fields: Any) -> Answer:
+        """One whole chat request on a connection of its own: the model says `text`."""
+        client = self.dial(post(chat(**fields), *lines))
+        self.provider.say(text)
+        self.provider.stop()
+        self.settle(client)
+        answer = client.answer()
+        client.leave()
+        self.settle()
+        return answer
+
+    def leftovers(self) -> dict[str, Any]:
+        """What is still held once every client has left; empty when nothing leaks."""
+        for client in self.clients:
+            if not client.lost:
+                client.leave()
+        self.settle()
+        held: dict[str, Any] = {
+            "live runs": self.runs.live(),
+            "body budget": self.bodies.total - self.bodies.free,
+            "connections": self.connections.open,
+            "channels": len(self.site.channels),
+            "streams": len(self.ticker),
+            "lanes": len(self.lanes._lanes),
+            "slots": self.settings.config.agents.defaults.max_concurrent - self.slots._free,
+            "timers": [str(call) for call in self.clock.getDelayedCalls()],
+        }
+        return {name: value for name, value in held.items() if value}
 
     def advance(self, seconds: float, *clients: Client) -> None:
         """Let time pass, then let the clients' connections settle."""
@@ -345,6 +395,23 @@ class Harness:
     def settle(self, *clients: Client) -> None:
         """Deliver what is under way."""
         self.advance(0, *clients)
+
+
+class HarnessCase(SynchronousTestCase):
+    """Tests of one or more gateways in memory. At its end nothing may be left: no run, no byte of the body budget, no connection, no timer."""
+
+    def setUp(self) -> None:
+        self.gateways: list[Harness] = []
+
+    def gateway(self, changes: dict[str, Any] | None = None, control: Resource | None = None) -> Harness:
+        """A gateway with `changes` laid over BASE."""
+        gateway = Harness(self, changes, control)
+        self.gateways.append(gateway)
+        return gateway
+
+    def tearDown(self) -> None:
+        for gateway in self.gateways:
+            self.assertEqual(gateway.leftovers(), {})
 
 
 class _Peer:
@@ -372,4 +439,4 @@ def chat(*texts: str, **fields: Any) -> dict[str, Any]:
     return {"model": "mayros", "messages": [{"role": "user", "content": text} for text in texts or ("hi",)], **fields}
 
 
-__all__ = ["TOKEN", "Answer", "Callable", "Client", "FakeProvider", "FakeStore", "FakeWorkspace", "Harness", "chat", "head", "merged", "post", "settings"]
+__all__ = ["TOKEN", "Answer", "Callable", "Client", "FakeProvider", "FakeStore", "FakeWorkspace", "Harness", "HarnessCase", "chat", "head", "merged", "post", "settings"]

@@ -48,7 +48,16 @@ class InMemory(SynchronousTestCase):
         return Origin(self.server, b"Host: x\r\n", self.clock, base=b"/v1", **settings)
 
     def start(self, coroutine: Any) -> Deferred[Any]:
-        return Deferred.fromCoroutine(coroutine)
+        exchange = Deferred.fromCoroutine(coroutine)
+        self.addCleanup(self.quit, exchange)
+        return exchange
+
+    @staticmethod
+    def quit(exchange: Deferred[Any]) -> None:
+        """Leave no exchange behind."""
+        if not exchange.called:
+            exchange.addErrback(lambda failure: failure.trap(CancelledError) and None)
+            exchange.cancel()
 
     async def body(self, origin: Origin | None = None) -> bytes:
         """One whole exchange."""

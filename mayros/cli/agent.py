@@ -60,7 +60,7 @@ def agent(
             payload = place.drive(lambda reactor: run(reactor, place, message, agent_id, session_key, timeout, reply.text))
         else:
             payload = remote(place, message, agent_id, session_key, timeout, url, token_file, reply)
-    except BaseException as failure:
+    except Exception as failure:
         reply.line()
         if as_json and isinstance(failure, Refused) and failure.payload is not None:
             click.echo(json.dumps(failure.payload, ensure_ascii=False))

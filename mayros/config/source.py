@@ -59,24 +59,32 @@ def parse(data: bytes, name: str) -> Any:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}:{_line(data, error.start)}: not UTF-8") from None
     try:
-        tree = _decode(text)
+        tree = _decode(text, name)
     except RecursionError:
         raise ConfigError(f"{name}: nested deeper than {MAX_DEPTH} levels") from None
-    except msgspec.DecodeError as error:
-        # Plain JSON is tried first because json5 is slow; what it says of the place is kept in case json5 must not be asked.
-        tree = _decode_json5(text, name, str(error))
     _check(tree, name, "", 0)
     return tree
 
 
-def _decode(text: str) -> Any:
+def _decode(text: str, name: str) -> Any:
+    # Plain JSON first, then JSON in the clothes of JSON5: the json5 package is a thousand times slower.
+    tried = text
     try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        plain = _as_json(text)
-        if plain is None:
-            raise
-        return msgspec.json.decode(plain)
+        return msgspec.json.decode(tried)
+    except msgspec.DecodeError as error:
+        reason = str(error)
+    plain = _as_json(text)
+    if plain is not None:
+        tried = plain
+        try:
+            return msgspec.json.decode(tried)
+        except msgspec.DecodeError as error:
+            reason = str(error)
+    if len(text) <= MAX_SLOW:
+        return _decode_json5(text, name)
+    byte = _BYTE.search(reason)
+    place = f"{name}:{_line(tried.encode(), int(byte[1]))}" if byte else name
+    raise ConfigError(f"{place}: {_BYTE.sub('', reason)}; in a file over {MAX_SLOW >> 10} KB the rarer parts of JSON5 are not read")
 
 
 def _as_json(text: str) -> str | None:
@@ -92,7 +100,8 @@ def _as_json(text: str) -> str | None:
         position = match.end()
         kind, word = match.lastgroup or "", match.group()
         if kind == "space":
-            parts.append(" ")
+            # Line ends stay, so that an error still has its line.
+            parts.append("\n" * word.count("\n") or " ")
             continue
         if kind == "mark":
             kind = word
@@ -101,7 +110,7 @@ def _as_json(text: str) -> str | None:
             elif word == ",":
                 comma = len(parts)
             elif word == ":" and last == "name":
-                at = max(index for index, part in enumerate(parts[-2:], max(len(parts) - 2, 0)) if part != " ")
+                at = max(index for index, part in enumerate(parts[-2:], max(len(parts) - 2, 0)) if part.strip())
                 parts[at] = f'"{parts[at]}"'
         elif kind == "single":
             word = f'"{word[1:-1]}"'
@@ -110,11 +119,7 @@ def _as_json(text: str) -> str | None:
     return "".join(parts)
 
 
-def _decode_json5(text: str, name: str, reason: str) -> Any:
-    byte = _BYTE.search(reason)
-    if len(text) > MAX_SLOW:
-        line = f":{_line(text.encode('utf-8', 'replace'), int(byte[1]))}" if byte else ""
-        raise ConfigError(f"{name}{line}: {_BYTE.sub('', reason)}; a file over {MAX_SLOW >> 10} KB must be plain JSON, but for comments and commas")
+def _decode_json5(text: str, name: str) -> Any:
     depth = deepest = 0
     for match in _BRACKET.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match.group(), 0)

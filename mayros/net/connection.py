@@ -251,7 +251,7 @@ class Connection(protocol.Protocol):
         if not self._busy:
             self._stop_timer()
             return
-        if self._got_head and reason.check(ConnectionDone) and not self.headers.keys() & {b"content-length", b"transfer-encoding"}:
+        if self._dropped and self._got_head and reason.check(ConnectionDone) and not self.headers.keys() & {b"content-length", b"transfer-encoding"}:
             self._complete = True  # a body of no stated length ends with its connection
         self._wake()
 

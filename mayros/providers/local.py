@@ -40,8 +40,10 @@ LONGEST_DELAY = 60.0  # of the back-off, which begins with a second and doubles
 CONTEXT_TOKENS, ANSWER_TOKENS = 8192, 2048
 MODEL_ID = EMBEDDED.partition("/")[2]
 
-#: Where `mayros` itself is imported from; the child may not look into the working directory.
+#: The child may not look into the working directory, so in a checkout it is told where `mayros` is. Where it is installed, it is found, and
+#: naming the directory would put all that is installed before the standard library.
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_PATHS = {} if os.path.basename(_ROOT) in ("site-packages", "dist-packages") else {"PYTHONPATH": _ROOT}
 
 
 class ModelUnavailable(Unavailable):
@@ -205,7 +207,7 @@ class LocalModel:
         }
         argv = [sys.executable, "-P", "-m", "mayros.providers.llama_child"]
         try:
-            child.start(self._spawn, argv, scrubbed(self._environ, PYTHONPATH=_ROOT))
+            child.start(self._spawn, argv, scrubbed(self._environ, **_PATHS))
         except OSError as error:
             self._gone(f"it could not be started: {error.strerror}", key)
         else:

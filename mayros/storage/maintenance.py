@@ -23,7 +23,7 @@ log = Logger()
 
 EVERY_SECONDS = 60.0
 #: Sessions or keys deleted in one job of the writer: some milliseconds.
-CHUNK = 200
+CHUNK = 100
 
 
 class Maintenance:
@@ -82,10 +82,11 @@ class Maintenance:
 
 
 _OLDEST = sa.select(sessions.c.key, sessions.c.session_id).where(STATELESS).order_by(sessions.c.updated_ms)
+_COUNT = sa.select(sa.func.count()).select_from(sessions).where(STATELESS)
 
 
 def _count(connection: sa.Connection) -> int:
-    return connection.execute(sa.select(sa.func.count()).select_from(sessions).where(STATELESS)).scalar_one()
+    return connection.execute(_COUNT).scalar_one()
 
 
 def _prune_old(connection: sa.Connection, before_ms: int) -> int:

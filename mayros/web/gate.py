@@ -95,14 +95,14 @@ class Gate:
         if route is None:
             raise UnknownUrl(f"There is nothing at {head.path[:80].decode('latin-1')!r}. The chat endpoint is POST /v1/chat/completions.")
         if head.method == b"OPTIONS":
-            return Admit(None, 0)
+            return Admit(None, 0) if length == 0 else self._no_body()
         if head.method not in route.methods:
             raise MethodNotAllowed(route.allow)
         if route.enabled is not None and not route.enabled(self._settings):
             raise EndpointDisabled(f"This endpoint is disabled. Set {route.switch}: true in the gateway's configuration.")
         principal = None if route.open else self._authenticator.http(headers, address, now)
         if head.method != b"POST":
-            return Admit(principal, 0) if not length and length is not None else self._no_body()
+            return Admit(principal, 0) if length == 0 else self._no_body()
         self._content(headers)
         if length is not None and length > self._max_body:
             raise RequestTooLarge(f"The body has {length if length < 10**15 else 'too many'} bytes; this gateway takes {self._max_body}.")

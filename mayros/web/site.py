@@ -25,7 +25,16 @@ from mayros.core.address import Address
 from mayros.core.keys import new_id
 from mayros.core.limits import Budget, ConnectionCounter
 from mayros.core.ports import Principal
-from mayros.errors import GatewayError, MethodNotAllowed, RequestTimeout, RequestTooLarge, TooManyAuthFailures, Unauthorized, Unavailable
+from mayros.errors import (
+    GatewayError,
+    InvalidRequest,
+    MethodNotAllowed,
+    RequestTimeout,
+    RequestTooLarge,
+    TooManyAuthFailures,
+    Unauthorized,
+    Unavailable,
+)
 from mayros.web.gate import Gate, Head, forbidden_proxy
 from mayros.wire.chat import error_body
 
@@ -92,7 +101,7 @@ class GatewayRequest(Request):
         except GatewayError as error:
             self.refusal = error
             if length != 0:
-                self._refuse_unread(error)
+                self.refuse_unread(error)
 
     def _take(self, count: int) -> None:
         if not self.channel.site.bodies.take(count):
@@ -113,8 +122,7 @@ class GatewayRequest(Request):
             if size > self._share:
                 self._take(size - self._share)
         except GatewayError as error:
-            self.refusal = error
-            self._refuse_unread(error)
+            self.refuse_unread(error)
             return
         if not self.body:
             self.body = data
@@ -126,6 +134,7 @@ class GatewayRequest(Request):
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """The request is complete."""
         if self._dropped >= 0:
+            self.channel.setTimeout(LINGER_SECONDS)
             self.channel.loseConnection()
             return
         self.args: dict[bytes, list[bytes]] = {}
@@ -155,11 +164,11 @@ class GatewayRequest(Request):
         put(b"Referrer-Policy", [b"no-referrer"])
         put(b"X-Request-Id", [self.request_id.encode()])
 
-    def _refuse_unread(self, error: GatewayError) -> None:
-        """Write a whole answer now; drop the rest of the body, then close."""
+    def refuse_unread(self, error: GatewayError) -> None:
+        """Write a whole answer now; what still comes of the body is dropped, then the connection is closed."""
         self._dropped, self.body = 0, b""
         self.give_share()
-        self.channel.refuse(self, error)
+        self.channel.refuse(error, self.request_id)
         self.code = error.status
         self.channel.site.log(self)
 
@@ -208,7 +217,7 @@ class GatewayChannel(HTTPChannel):
         self._real_peer = peer_of(innermost(self.transport))
         key = self.site.gate.rules.connection_key(self._real_peer)
         if not self.site.connections.enter(key):
-            self.refuse(None, Unavailable("Too many connections. Try again shortly."))
+            self.refuse(Unavailable("Too many connections. Try again shortly."), new_id())
             self.loseConnection()
             return
         self._counted = (key,)
@@ -216,8 +225,15 @@ class GatewayChannel(HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """Parse. Unlike Twisted's, this does not reset the idle timer: a trickle does not keep a connection."""
-        if self._counted is not None or self._refused:
+        if self._counted is None:
+            return
+        try:
             super(HTTPChannel, self).dataReceived(data)
+        except ValueError:
+            # int() does not read a Content-Length of thousands of digits. Once a request has begun, it deals with its own errors.
+            if not self.requests or self.requests[-1].request_id:
+                raise
+            self._respondToBadRequestAndDisconnect()
 
     def client_address(self, headers: Callable[[bytes], Any]) -> Address:
         """Who is at the other end, by the rules for proxies."""
@@ -243,7 +259,22 @@ class GatewayChannel(HTTPChannel):
             if expect and expect[0].lower() == b"100-continue" and self._version == b"HTTP/1.1":
                 self._send100Continue()
 
-    def refuse(self, request: GatewayRequest | None, error: GatewayError) -> None:
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        """The parser's word for bytes that are no request."""
+        self._give_up(InvalidRequest("This is not a well-formed HTTP/1.1 request."))
+        self.loseConnection()
+
+    def _give_up(self, error: GatewayError) -> None:
+        """Refuse a request that has not arrived as a whole, if that has not been done."""
+        if self._refused:
+            return
+        request = self.requests[-1] if self.requests else None
+        if request is not None and request.request_id:
+            request.refuse_unread(error)
+        else:
+            self.refuse(error, new_id())
+
+    def refuse(self, error: GatewayError, request_id: str) -> None:
         """Write a whole answer outside the request's own course, with `Connection: close`."""
         self.persistent, self._refused = False, True
         self.setTimeout(LINGER_SECONDS)
@@ -258,23 +289,24 @@ class GatewayChannel(HTTPChannel):
             b"Content-Type: " + _JSON,
             b"Content-Length: %d" % len(body),
             b"Connection: close",
+            b"X-Request-Id: " + request_id.encode(),
             *(b"%b: %b" % pair for pair in error_headers(error)),
         ]
-        if request is not None and request.request_id:
-            lines.append(b"X-Request-Id: " + request.request_id.encode())
         self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
 
     def requestDone(self, request: GatewayRequest) -> None:
-        """Its answer is complete: from here on the idle limit holds, not the one that its body had."""
+        """Its answer is complete: from here on the idle limit holds, not the one that its body had, also for a client that must only take it."""
         self._savedTimeOut = self.site.timeOut
+        if self.site.draining:
+            self.persistent = False
         super().requestDone(request)
+        if not self.persistent:
+            self.setTimeout(self.site.timeOut)
 
     def timeoutConnection(self) -> None:
         """Idle too long, or a request that does not arrive in time."""
-        if self.requests and not self._refused:
-            request = self.requests[-1]
-            self.refuse(request, RequestTimeout())
-            request.refusal = RequestTimeout()
+        if self.requests:
+            self._give_up(RequestTimeout())
         super(HTTPChannel, self).setTimeout(None)
         self._abortingCall = self.callLater(LINGER_SECONDS, self.forceAbortClient)
         self.loseConnection()
@@ -367,7 +399,7 @@ class GatewaySite(Site):
                     request.request_id,
                     address.client if address is not None else None,
                     request.method.decode("latin-1"),
-                    request.path[:512].decode("latin-1"),
+                    request.path[:512].decode("ascii", "backslashreplace"),
                     request.code,
                     request.sentLength,
                     round((self.reactor.seconds() - request.started) * 1000, 2),
@@ -432,10 +464,9 @@ def fail(request: GatewayRequest, error: GatewayError) -> None:
 
 def failed(request: GatewayRequest, failure: Failure) -> None:
     """Whatever went wrong in a handler becomes an answer; defects are logged under the request's id."""
-    if request._disconnected or request.finished:
-        return
     error = failure.value
     if not isinstance(error, GatewayError):
         log.failure("request {request} failed inside", failure=failure, request=request.request_id)
         error = GatewayError()
-    fail(request, error)
+    if not request._disconnected and not request.finished:
+        fail(request, error)

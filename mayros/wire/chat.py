@@ -18,6 +18,8 @@ from mayros.events import Event, FinishReason, TextDelta, Usage
 
 #: Objects and arrays within each other.
 MAX_DEPTH = 64
+#: More would keep everybody else waiting while they are read.
+MAX_MESSAGES = 10_000
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -63,7 +65,7 @@ _Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class _Request(msgspec.Struct, gc=False):
-    messages: list[_Message]
+    messages: Annotated[list[_Message], Meta(max_length=MAX_MESSAGES)]
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
@@ -156,7 +158,6 @@ def decode_request(body: bytes | bytearray) -> ChatRequest:
     """The request of a body. Raises InvalidRequest, InvalidValue or UnsupportedParameter, naming the field."""
     if body[:3] == b"\xef\xbb\xbf":
         body = body[3:]
-    check_depth(body)
     try:
         request = _decode(body)
     except msgspec.ValidationError as error:
@@ -178,35 +179,27 @@ def decode_request(body: bytes | bytearray) -> ChatRequest:
     )
 
 
-def check_depth(body: bytes | bytearray) -> None:
-    """Refuse a body whose brackets nest deeper than MAX_DEPTH (those within strings count too where there are many)."""
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
-        return
-    depth = 0
-    for found in _BRACKETS.finditer(body):
-        piece = found[0]
-        if piece in (b"{", b"["):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise InvalidRequest(f"The body nests objects and arrays more than {MAX_DEPTH} levels deep.")
-        elif piece in (b"}", b"]"):
-            depth -= 1
-
-
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+def _check_depth(value: object, param: str) -> None:
+    """Refuse objects and arrays within each other beyond MAX_DEPTH. Only fields of any type need it: whatever else nests is not kept."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)]
+        if not level:
+            return
+    raise InvalidRequest(f"{param} nests objects and arrays more than {MAX_DEPTH} levels deep.", param=param)
 
 
 def refuse_field(text: str) -> NoReturn:
     """Turn msgspec's sentence into ours, with the field as `param`."""
     found = _PATH.search(text)
     param = found[1] if found else None
-    sentence = text[: found.start()] if found else text
+    sentence = (text[: found.start()] if found else text)[:200]
     if missing := re.match(r"Object missing required field `([^`]+)`", sentence):
         param = f"{param}.{missing[1]}" if param else missing[1]
         raise InvalidRequest(f"{param} is missing.", param=param)
     if not param:
         raise InvalidRequest(f"The body must be a JSON object: {sentence}.")
-    kind = InvalidValue if ">=" in sentence or "<=" in sentence or "Invalid enum" in sentence else InvalidRequest
+    kind = InvalidValue if any(word in sentence for word in (">=", "<=", "Invalid enum", "out of range")) else InvalidRequest
     raise kind(f"{param}: {sentence[:1].lower()}{sentence[1:]}.", param=param)
 
 
@@ -250,6 +243,8 @@ def _sampling(request: _Request) -> dict[str, Any]:
         stop = [stop]
     if stop is not None and (len(stop) > 4 or not all(stop)):
         raise InvalidValue("stop must be a text or at most 4 texts, none of them empty.", param="stop")
+    if request.prediction is not None:
+        _check_depth(request.prediction, "prediction")
     asked: dict[str, Any] = {
         "temperature": request.temperature,
         "top_p": request.top_p,

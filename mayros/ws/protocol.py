@@ -7,6 +7,7 @@ decided here. Bytes that arrive in the same segment as the upgrade request are l
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 import txaio
@@ -259,6 +260,8 @@ class ControlResource(Resource):
             if name.lower() not in _KEPT_HEADERS:
                 request.requestHeaders.removeHeader(name)
         request.uri = b"/"
+        # Autobahn reads the body, which the HTTP door does not keep there.
+        request.content = BytesIO()
         # HTTPChannel is the transport's producer. Left there, no other could be registered, TLS would never close, and the request would stay.
         transport: Any = request.channel.transport
         transport.unregisterProducer()

@@ -26,7 +26,9 @@ def upgrade() -> None:
         sa.Column("output_tokens", sa.BigInteger, nullable=False),
         sqlite_with_rowid=False,
     )
-    op.create_index("sessions_stateless", "sessions", ["updated_ms"], sqlite_where=sa.text("stateless"), postgresql_where=sa.text("stateless"))
+    op.create_index(
+        "sessions_stateless", "sessions", ["updated_ms", "stateless"], sqlite_where=sa.text("stateless"), postgresql_where=sa.text("stateless")
+    )
     op.create_table(
         "entries",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=False),
