@@ -8,6 +8,7 @@ import time
 from typing import Any, NoReturn
 
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
 from twisted.logger import globalLogBeginner
 from twisted.python import usage
 
@@ -66,7 +67,7 @@ def run(options: Options) -> int:
     except StartError as error:
         _exit(error)
     gateway.startService()
-    reactor.addSystemEventTrigger("before", "shutdown", gateway.stopService)
+    reactor.addSystemEventTrigger("before", "shutdown", lambda: Deferred.fromCoroutine(gateway.stopService()))
     reactor.run()
     return 0
 
@@ -92,5 +93,5 @@ def _gateway(options: Options, reactor: Any) -> Gateway:
 
 def _exit(error: StartError) -> NoReturn:
     # Not sys.stderr: twistd has made that part of the log.
-    print(f"mayros: {error}", file=sys.__stderr__, flush=True)  # noqa: T201
+    print(f"mayros: {error}", file=sys.__stderr__, flush=True)
     raise SystemExit(error.status)

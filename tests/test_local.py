@@ -758,7 +758,7 @@ class RealChildTests(SynchronousTestCase):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={"PYTHONPATH": os.pathsep.join([ROOT, os.path.abspath(library)])},
+            env={"PYTHONPATH": os.pathsep.join([os.path.abspath(library), ROOT])},
         )
         assert child.stdin is not None
         child.stdin.write(json.dumps(settings).encode() + b"\n")

@@ -121,7 +121,7 @@ class _Protocol(WebSocketClientProtocol):
     def onConnecting(self, transport_details: object) -> ConnectingRequest:
         """Called by Autobahn, which would write an IPv6 address without brackets."""
         options: dict[str, Any] = {"host": self._host, "port": self.factory.port, "resource": self.factory.resource, "headers": {}, "protocols": []}
-        return ConnectingRequest(**options)  # type: ignore[no-untyped-call]
+        return ConnectingRequest(**options)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """Called by Autobahn."""
@@ -144,8 +144,8 @@ class _Factory(WebSocketClientFactory):
 
     def __init__(self, reactor: Any, url: str, host: str, conversation: Conversation) -> None:
         txaio.config.loop = reactor  # type: ignore[attr-defined]
-        super().__init__(url, reactor=reactor)  # type: ignore[no-untyped-call]
-        self.setProtocolOptions(  # type: ignore[no-untyped-call]
+        super().__init__(url, reactor=reactor)
+        self.setProtocolOptions(
             failByDrop=False,
             maxFramePayloadSize=MAX_PAYLOAD,
             maxMessagePayloadSize=MAX_PAYLOAD,

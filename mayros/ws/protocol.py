@@ -138,8 +138,8 @@ class ControlFactory(WebSocketServerFactory):
 
     def __init__(self, gateway: Gateway, reactor: Clock) -> None:
         txaio.config.loop = reactor  # type: ignore[attr-defined]
-        super().__init__(reactor=reactor, server="")  # type: ignore[no-untyped-call]
-        self.setProtocolOptions(  # type: ignore[no-untyped-call]
+        super().__init__(reactor=reactor, server="")
+        self.setProtocolOptions(
             versions=[13],
             webStatus=False,
             failByDrop=False,
@@ -238,7 +238,7 @@ class ControlResource(Resource):
         origin_ok: Callable[[Request, Address], bool],
         released: Callable[[Request], Callable[[], None]],
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._factory, self._address_of, self._origin_ok, self._released = factory, address_of, origin_ok, released
 
     def render(self, request: Request) -> bytes | int:
@@ -266,7 +266,7 @@ class ControlResource(Resource):
         transport: Any = request.channel.transport
         transport.unregisterProducer()
         protocol = self._factory.make(transport.getPeer(), address, origin, self._released(request))
-        taken: bytes | int = WebSocketResource(_Prepared(protocol)).render(request)  # type: ignore[no-untyped-call]
+        taken: bytes | int = WebSocketResource(_Prepared(protocol)).render(request)
         return taken
 
 
