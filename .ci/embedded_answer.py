@@ -22,7 +22,7 @@ from twisted.internet.task import deferLater, react
 from twisted.logger import globalLogBeginner, textFileLogObserver
 
 from mayros.config.schema import Models
-from mayros.core.messages import Message, pack
+from mayros.messages import Message, pack
 from mayros.core.models import EMBEDDED, Catalogue
 from mayros.core.ports import ModelRequest, Sampling
 from mayros.events import Event, TextDelta, TurnFinished, Usage

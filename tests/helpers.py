@@ -28,12 +28,12 @@ from mayros.core.auth import Authenticator
 from mayros.core.keys import SessionKey
 from mayros.core.lanes import LocalLanes, LocalSlots
 from mayros.core.limits import Budget, ConnectionCounter, FailureLimiter
-from mayros.core.messages import Message, pack
 from mayros.core.ports import Claim, Conflict, Done, History, Lease, Live, ModelRequest, New, RunResult, Turn, WorkspaceFile
 from mayros.core.routing import Agent, Settings
 from mayros.core.runs import LocalRuns
 from mayros.errors import StorageUnavailable
 from mayros.events import Event, ModelAnswered, TextDelta, TurnFinished, Usage
+from mayros.messages import Message, pack
 from mayros.web.app import ROUTES, Api, Root
 from mayros.web.gate import Gate
 from mayros.web.site import Access, GatewaySite
@@ -288,7 +288,7 @@ class Answer:
             if not complete and not partial:
                 raise AssertionError(f"the answer is not complete: {body!r}")
             return cls(int(status.split()[1]), headers, body), rest
-        length = int(headers.get("content-length", len(rest)))
+        length = 0 if " 204 " in status else int(headers.get("content-length", len(rest)))
         return cls(int(status.split()[1]), headers, rest[:length]), rest[length:]
 
 

@@ -352,7 +352,7 @@ class HeaderTests(HostileCase):
         self.assertTrue(first.startswith("HTTP/1.1 204 "), first)
         self.assertIn("\r\nAllow: POST, OPTIONS\r\n", first)
         self.assertNotIn("content-length", first.lower())
-        self.assertNotIn("content-type", first.lower())
+        self.assertNotIn("\r\ncontent-type:", first.lower())
         self.assertTrue(first.endswith("\r\n\r\n"))
 
 
@@ -559,7 +559,8 @@ class SlowTests(HostileCase):
             transport.abortConnection = lambda aborted=aborted: aborted.append(True)
             client.send(data)
             self.assertEqual(client.answer().status, 200)
-            self.one.advance(66)
+            self.one.advance(60)
+            self.one.advance(5)
             self.assertEqual(aborted, [True])
             transport.disconnecting = True
 
@@ -641,7 +642,7 @@ class SlowTests(HostileCase):
         """H46: what is sent ahead is bounded: beyond 16 KiB the connection is not read until its turn comes."""
         client = self.one.dial(post(chat(stream=True)))
         paused: list[bool] = []
-        self.patch(client.server.transport, "pauseProducing", lambda: paused.append(True))
+        self.patch(client.server._networkProducer, "pauseProducing", lambda: paused.append(True))
         client.send(request("GET /healthz HTTP/1.1") * 100)
         self.assertEqual(paused, [])
         client.send(request("GET /healthz HTTP/1.1") * 400)
@@ -851,7 +852,7 @@ class BodyTests(HostileCase):
     def test_h65_session_keys(self) -> None:
         """H65: keys of the gateway's own name spaces, too long, malformed, or sent twice."""
         bad = ("a" * 513, "subagent:x", "cron:x", "acp:x", "agent:main:subagent:x", "AGENT:main:Cron:x", "agent:", "agent:main", "agent:main:", "agent::x")
-        for key in (*bad, "a\x7fb", "a\x1bb", "\xc2\x85", "\xff", "agent:../x:y"):
+        for key in (*bad, "a\x7fb", "a\x1bb", "a\xc2\x85b", "\xff", "agent:../x:y"):
             answer = self.refused(post(chat(), f"x-mayros-session-key: {key}"), 400)
             self.assertEqual(answer.error["param"], "x-mayros-session-key")
         self.refused(post(chat(), "x-mayros-session-key: a", "x-mayros-session-key: b"), 400)
@@ -875,7 +876,7 @@ class BodyTests(HostileCase):
         for user in ("../../x", "a:b:c", "\U0001f600", "agent:beta:main", "subagent:x", "Main", "main"):
             self.assertEqual(self.one.serve(user=user).status, 200)
             self.assertEqual(str(self.one.store.turns[-1][0].session), f"agent:main:openai-user:{user}")
-        self.all_refused([post(chat(user=user)) for user in ("a\nb", "a" * 10_000, "\x00", "\u2028x")], 400, param="user")
+        self.all_refused([post(chat(user=user)) for user in ("a\nb", "a" * 10_000, "a\x00", "a\u2028b")], 400, param="user")
         self.assertEqual(self.one.serve(user=" \n ").status, 200)
         self.assertTrue(self.one.store.turns[-1][0].stateless)
 

@@ -22,11 +22,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.config.schema import Models
-from mayros.core.messages import Message, pack
 from mayros.core.models import EMBEDDED, Catalogue, Model, Provider
 from mayros.core.ports import ModelRequest, Sampling
 from mayros.errors import GatewayError, QueueFull, ServerShutdown, Unavailable, UpstreamError, UpstreamTimeout
 from mayros.events import Event, ModelAnswered, TextDelta, TurnFinished, Usage
+from mayros.messages import Message, pack
 from mayros.net.process import Child, scrubbed
 from mayros.providers.embedded import SMOLLM2, model_path
 from mayros.providers.llama_child import quota

@@ -15,7 +15,6 @@ from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.core.messages import Message, pack
 from mayros.core.models import Limits, Model, Provider
 from mayros.core.ports import ModelRequest, Sampling
 from mayros.errors import (
@@ -30,6 +29,7 @@ from mayros.errors import (
     UpstreamTimeout,
 )
 from mayros.events import Event, ModelAnswered, ReasoningDelta, TextDelta, TurnFinished, Usage
+from mayros.messages import Message, pack
 from mayros.net.http import Origin
 from mayros.providers import chat_decoder
 from mayros.providers.chat_decoder import ChatDecoder

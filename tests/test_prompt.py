@@ -5,10 +5,10 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.agent import fits
-from mayros.core.messages import Message, pack
 from mayros.core.ports import WorkspaceFile
 from mayros.core.prompt import Prompter, cut, stable_part
 from mayros.core.tokens import estimate
+from mayros.messages import Message, pack
 from tests.helpers import settings
 
 AGENT = settings({"agents": {"list": [{"id": "main", "name": "Ada", "systemPrompt": "Be brief."}]}}).directory.agents["main"]

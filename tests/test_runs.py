@@ -8,7 +8,6 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.keys import SessionKey
-from mayros.core.messages import Message, pack
 from mayros.core.ports import Claim, Principal, Run, Turn
 from mayros.errors import (
     ContextLengthExceeded,
@@ -22,6 +21,7 @@ from mayros.errors import (
     UpstreamRefused,
 )
 from mayros.events import Event, ModelAnswered, RunEnded, RunStarted, TextDelta, Usage
+from mayros.messages import Message, pack
 from tests.helpers import Harness
 
 OWNER = Principal("owner", frozenset({"operator.admin"}))

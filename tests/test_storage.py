@@ -18,11 +18,11 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mayros.config.schema import Milliseconds, Stateless
 from mayros.core.keys import SessionKey
-from mayros.core.messages import Message, pack, unpack
 from mayros.core.ports import Claim, Done, History, Lease, Live, New, RunResult, Turn
 from mayros.core.routing import Agent
 from mayros.errors import StartError, StorageUnavailable
 from mayros.events import Usage
+from mayros.messages import Message, pack, unpack
 from mayros.storage import maintenance, migrate
 from mayros.storage.database import Database
 from mayros.storage.engine import default_url, make_engine, parse_url

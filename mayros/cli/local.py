@@ -11,11 +11,11 @@ from typing import Any
 from mayros.cli.place import Place
 from mayros.config.load import refuse_unsupported
 from mayros.core.keys import SessionKey, new_id
-from mayros.core.messages import Message, pack
 from mayros.core.ports import Principal, Turn
 from mayros.core.routing import Settings
 from mayros.errors import GatewayError, StartError
 from mayros.events import Event, TextDelta
+from mayros.messages import Message, pack
 from mayros.net.statedir import StateDir
 from mayros.service import Core
 

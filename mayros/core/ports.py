@@ -59,7 +59,7 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One submission. `messages` are canonical (core/messages.py) and new to the session; of a stateless turn they are the whole history."""
+    """One submission. `messages` are canonical (messages.py) and new to the session; of a stateless turn they are the whole history."""
 
     run_id: str
     agent: Agent

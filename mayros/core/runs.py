@@ -230,7 +230,7 @@ class LocalRuns:
         await run.tell_owner(events)
 
     def _publish(self, run: LiveRun, events: list[Event]) -> None:
-        for watcher in self._watchers:
+        for watcher in tuple(self._watchers):  # one may stop watching because of what it hears
             watcher(run, events)
 
     def _result(self, run: LiveRun, outcome: Outcome, started_ms: int, history: History | None) -> RunResult:
@@ -263,4 +263,6 @@ class LocalRuns:
         """The task itself failed: a defect, but whoever waits must not wait for ever."""
         log.failure("run {run_id} could not be closed", failure=failure, run_id=run.turn.run_id)
         run.error = GatewayError()
-        self._end(run, self._result(run, "error", self._now_ms(), None))
+        result = self._result(run, "error", self._now_ms(), None)
+        self._publish(run, [RunEnded("error", None, run.usage, result.ended_at_ms, run.error)])
+        self._end(run, result)

@@ -64,8 +64,8 @@ class LineObserver:
     def __call__(self, event: dict[str, Any]) -> None:
         """Write one event."""
         level = event.get("log_level", LogLevel.info)
-        if level < self._threshold:
-            return
+        if level < self._threshold or (level is LogLevel.info and event.get("log_namespace") == "log_legacy"):
+            return  # Twisted's own remarks of the old kind say nothing that ours do not
         text = formatEvent(event)
         if "log_failure" in event:
             text = f"{text}\n{event['log_failure'].getTraceback()}"

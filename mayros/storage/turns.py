@@ -17,10 +17,10 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
 from mayros.core.keys import SessionKey
-from mayros.core.messages import Message, pack
 from mayros.core.ports import Claim, History, Lease, RunResult, Turn
 from mayros.errors import ServerShutdown, StorageUnavailable
 from mayros.events import FinishReason, Outcome, Usage
+from mayros.messages import Message, pack
 from mayros.storage.database import Database, Rows
 from mayros.storage.engine import cause, parse_url, start_error
 from mayros.storage.history import Histories

@@ -212,8 +212,10 @@ class Root(Resource):
         if len(path) > 1 and path[-1:] == b"/":
             path = path[:-1]
         if request.method == b"OPTIONS":
+            request.setResponseCode(204)
+            request.common_headers()
             request.setHeader(b"Allow", ROUTES[path].allow.encode())
-            reply(request, b"", 204)
+            request.finish()
             return NOT_DONE_YET
         endpoint = self._fixed.get((request.method, path))
         if endpoint is None:

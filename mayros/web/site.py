@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -325,7 +326,10 @@ class GatewayChannel(HTTPChannel):
         """The socket becomes a WebSocket: stop counting it as HTTP; call the result when it is closed."""
         counted, self._counted = self._counted, None
         self.site.channels.discard(self)
-        return lambda: self.site.connections.leave(counted[0]) if counted is not None else None
+        if counted is None:
+            return lambda: None
+        # The channel itself is not kept for the life of the socket.
+        return partial(self.site.connections.leave, counted[0])
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from mayros.errors import GatewayError, InvalidRequest, InvalidValue, UnsupportedParameter
 from mayros.events import Event, FinishReason, TextDelta, Usage
+from mayros.messages import Function, Message, ToolCall, pack
 
 #: Objects and arrays within each other.
 MAX_DEPTH = 64
@@ -109,31 +110,6 @@ _EXTRA = (
 )  # fmt: skip
 
 
-class Function(msgspec.Struct, frozen=True, gc=False):
-    """The function of a tool call in a caller's message."""
-
-    name: str
-    arguments: str
-
-
-class Call(msgspec.Struct, frozen=True, gc=False):
-    """One tool call in a caller's assistant message."""
-
-    id: str
-    function: Function
-    type: Literal["function"] = "function"
-
-
-class ChatMessage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """One turn of the caller's conversation in canonical form: text joined, roles user, assistant and tool only."""
-
-    role: Literal["user", "assistant", "tool"]
-    content: str | msgspec.UnsetType | None = msgspec.UNSET
-    name: str | None = None
-    tool_calls: tuple[Call, ...] | None = None
-    tool_call_id: str | None = None
-
-
 class ChatRequest(msgspec.Struct, frozen=True):
     """A valid request. `messages` are canonical JSON; `new_from` is where the messages after the last assistant turn begin."""
 
@@ -149,9 +125,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(_Request).decode
-_encoder = msgspec.json.Encoder()
-_encode = _encoder.encode
-_encode_message = _encoder.encode
+_encode = msgspec.json.Encoder().encode
 
 
 def decode_request(body: bytes | bytearray) -> ChatRequest:
@@ -272,7 +246,7 @@ def _conversation(given: list[_Message]) -> tuple[tuple[msgspec.Raw, ...], int, 
     """Canonical messages, where the new ones begin, and the system text of the whole request."""
     if not given:
         raise InvalidRequest("messages must hold at least one message.", param="messages")
-    messages: list[ChatMessage] = []
+    messages: list[Message] = []
     system: list[str] = []
     open_calls: dict[str, None] = {}
     functions: dict[str, str] = {}
@@ -289,20 +263,20 @@ def _conversation(given: list[_Message]) -> tuple[tuple[msgspec.Raw, ...], int, 
             call = next(iter(open_calls))
             raise InvalidRequest(f"{where} comes before the tool call {call[:64]!r} was answered.", param=f"{where}.tool_call_id")
         if role == "user":
-            messages.append(ChatMessage("user", _text(message, where, required=True), name=message.name))
+            messages.append(Message("user", _text(message, where, required=True), name=message.name))
             asked = True
         elif role == "assistant":
             calls = _calls(message, where, index)
             open_calls = dict.fromkeys(call.id for call in calls if message.tool_calls)
             functions = {call.function.name: call.id for call in calls if not message.tool_calls}
-            messages.append(ChatMessage("assistant", _text(message, where) or ("" if not calls else None), tool_calls=calls or None))
+            messages.append(Message("assistant", _text(message, where) or ("" if not calls else None), tool_calls=calls or None))
             # The results of calls that this gateway never made are new together with the turn that made them.
             new_from = len(messages) - (1 if calls else 0)
         elif role == "tool":
             if message.tool_call_id is None or message.tool_call_id not in open_calls:
                 raise InvalidRequest(f"{where}.tool_call_id answers no open tool call.", param=f"{where}.tool_call_id")
             del open_calls[message.tool_call_id]
-            messages.append(ChatMessage("tool", _text(message, where) or "", tool_call_id=message.tool_call_id))
+            messages.append(Message("tool", _text(message, where) or "", tool_call_id=message.tool_call_id))
             asked = True
         else:
             new_from = _function_result(message, where, index, functions, messages, new_from)
@@ -311,32 +285,32 @@ def _conversation(given: list[_Message]) -> tuple[tuple[msgspec.Raw, ...], int, 
         raise InvalidRequest(f"The tool call {next(iter(open_calls))[:64]!r} is not answered.", param=f"messages[{len(given) - 1}].tool_call_id")
     if not asked:
         raise InvalidRequest("Missing user message in `messages`.", param="messages")
-    return tuple([msgspec.Raw(_encode_message(message)) for message in messages]), new_from, "\n\n".join(system)
+    return tuple([pack(message) for message in messages]), new_from, "\n\n".join(system)
 
 
-def _function_result(message: _Message, where: str, index: int, functions: dict[str, str], messages: list[ChatMessage], new_from: int) -> int:
+def _function_result(message: _Message, where: str, index: int, functions: dict[str, str], messages: list[Message], new_from: int) -> int:
     """A result of the older `function` role: it becomes a tool result, after a call where the caller left the call out."""
     if not message.name:
         raise InvalidRequest(f"{where}.name is missing.", param=f"{where}.name")
     call_id = functions.pop(message.name, None)
     if call_id is None:
         call_id = f"call_{index}"
-        messages.append(ChatMessage("assistant", None, tool_calls=(Call(call_id, Function(message.name, "{}")),)))
+        messages.append(Message("assistant", None, tool_calls=(ToolCall(call_id, Function(message.name, "{}")),)))
         new_from = min(new_from, len(messages) - 1)
-    messages.append(ChatMessage("tool", _text(message, where) or "", tool_call_id=call_id))
+    messages.append(Message("tool", _text(message, where) or "", tool_call_id=call_id))
     return new_from
 
 
-def _calls(message: _Message, where: str, index: int) -> tuple[Call, ...]:
+def _calls(message: _Message, where: str, index: int) -> tuple[ToolCall, ...]:
     if message.tool_calls:
         for number, call in enumerate(message.tool_calls):
             if call.type != "function" or not call.id or not call.function.name:
                 raise InvalidRequest(f"{where}.tool_calls[{number}] must be a function call with id and name.", param=f"{where}.tool_calls[{number}]")
         if len({call.id for call in message.tool_calls}) != len(message.tool_calls):
             raise InvalidRequest(f"{where}.tool_calls has an id twice.", param=f"{where}.tool_calls")
-        return tuple([Call(call.id, Function(call.function.name, call.function.arguments or "{}")) for call in message.tool_calls])
+        return tuple([ToolCall(call.id, Function(call.function.name, call.function.arguments or "{}")) for call in message.tool_calls])
     if message.function_call is not None:
-        return (Call(f"call_{index}", Function(message.function_call.name, message.function_call.arguments or "{}")),)
+        return (ToolCall(f"call_{index}", Function(message.function_call.name, message.function_call.arguments or "{}")),)
     return ()
 
 

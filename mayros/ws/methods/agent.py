@@ -14,10 +14,10 @@ from twisted.python.failure import Failure
 
 from mayros import errors
 from mayros.core.keys import SessionKey
-from mayros.core.messages import Message, pack
 from mayros.core.ports import Claim, Conflict, Done, New, Principal, Run, RunResult, Turn
 from mayros.core.routing import Agent, Directory
 from mayros.errors import AgentNotFound, GatewayError, IdempotencyConflict, InvalidRequest, Unavailable
+from mayros.messages import Message, pack
 from mayros.wire.frames import Count, ErrorShape, Request, Text, canonical, error_shape, parse_params
 
 if TYPE_CHECKING:

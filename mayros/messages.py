@@ -1,6 +1,7 @@
-"""Messages of a conversation in one canonical form: the JSON of an OpenAI chat message, kept as bytes.
+"""Messages of a conversation in one canonical form: the JSON of an OpenAI chat message, kept as bytes (docs/decisions/0004).
 
-The store keeps these bytes, the chat-completions provider sends them as they are; other wire formats decode them. Imports msgspec only.
+The HTTP door writes these bytes, the store keeps them, the chat-completions provider sends them as they are; other wire formats decode them.
+Imports nothing of ours.
 """
 
 from __future__ import annotations
