@@ -28,8 +28,9 @@ help: ## show this
 serve: $(VENV)/.installed ## install, set up, and run the gateway with the embedded model
 	@$(BIN)/mayros setup
 	@$(BIN)/mayros models install smollm2
-	@token=$$($(BIN)/mayros gateway token) && port=$${MAYROS_GATEWAY_PORT:-$$($(BIN)/mayros config get gateway.port)} && \
-	printf '\nAddress: http://127.0.0.1:%s\nToken:   %s\n\nTry, in another terminal:\n\n' "$$port" "$$token" && \
+	@port=$${MAYROS_GATEWAY_PORT:-$$($(BIN)/mayros config get gateway.port)}; \
+	token=$$($(BIN)/mayros gateway token) || token=; \
+	printf '\nAddress: http://127.0.0.1:%s\nToken:   %s\n\nTry, in another terminal:\n\n' "$$port" "$${token:-(none)}"; \
 	printf "curl -sS http://127.0.0.1:%s/v1/chat/completions -H 'Authorization: Bearer %s' -H 'Content-Type: application/json' -d '%s'\n\n" \
 		"$$port" "$$token" '{"model": "mayros", "messages": [{"role": "user", "content": "hi"}]}'
 	@exec $(BIN)/twistd -n --pidfile= mayros

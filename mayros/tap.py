@@ -74,6 +74,9 @@ def run(options: Options) -> int:
 
 def _gateway(options: Options, reactor: Any) -> Gateway:
     began = time.perf_counter()
+    if not reactor.getDelayedCalls():
+        # Twisted counts by the time of day; a step of that clock must not move timers, limits and lockouts.
+        reactor.seconds = time.monotonic
     environ = take_environment(os.environ)
     directory = state_dir(environ)
     path = options["config"] or config_path(environ)
