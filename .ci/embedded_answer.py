@@ -22,10 +22,10 @@ from twisted.internet.task import deferLater, react
 from twisted.logger import globalLogBeginner, textFileLogObserver
 
 from mayros.config.schema import Models
-from mayros.messages import Message, pack
 from mayros.core.models import EMBEDDED, Catalogue
 from mayros.core.ports import ModelRequest, Sampling
 from mayros.events import Event, TextDelta, TurnFinished, Usage
+from mayros.messages import Message, pack
 from mayros.providers.embedded import install
 from mayros.providers.local import LocalModel
 

@@ -84,7 +84,7 @@ class Place:
         """Read the configuration; raises ConfigError."""
         from mayros.config.load import load
 
-        return load(self.config_path, self.environ, state_dir=self.state_dir, strict=strict)
+        return load(self.config_path, self.environ, state_dir=self.state_dir, cwd=os.getcwd(), strict=strict)
 
     def settings(self, loaded: Loaded) -> Settings:
         """What the configuration means: agents, models, sessions."""

@@ -19,6 +19,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES, HTTPChannel, datetimeToString
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
@@ -211,6 +212,7 @@ class GatewayChannel(HTTPChannel):
     transport: Any
     _counted: tuple[str | None] | None = None
     _refused = False
+    _host: Any = None
 
     def connectionMade(self) -> None:
         """Count it; one too many is told so and closed."""
@@ -235,6 +237,18 @@ class GatewayChannel(HTTPChannel):
             if not self.requests or self.requests[-1].request_id:
                 raise
             self._respondToBadRequestAndDisconnect()
+
+    def getHost(self) -> Any:
+        """Where the connection came in; asked for each request, told by the system once."""
+        if self._host is None:
+            self._host = self.transport.getHost()
+        return self._host
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        """Write status line and headers in one piece; Twisted's own hands the transport forty."""
+        lines = [b"%b %b %b" % (version, code, reason)]
+        lines += [b"%b: %b" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]
+        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
 
     def client_address(self, headers: Callable[[bytes], Any]) -> Address:
         """Who is at the other end, by the rules for proxies."""
