@@ -295,7 +295,8 @@ class Gateway(MultiService):
     def _listen(self, secret: AuthSecret) -> None:
         if self._endpoints:
             for endpoint, text in zip(self._endpoints, self._start.listen, strict=True):
-                self._listeners.open(endpoint, self.site, text.partition(":")[0] + " endpoint of --listen")
+                kind = text.partition(":")[0]
+                self._listeners.open(endpoint, self.site, f"the {kind} endpoint of --listen", secure=kind in ("tls", "ssl"))
         else:
             gateway = self._settings.config.gateway
             for endpoint in configured(self._reactor, gateway, self._port):

@@ -67,14 +67,13 @@ class FakeProvider:
         self.requests: list[ModelRequest] = []
         self.closed = 0
         self._queue: list[list[Event] | Exception | None] = []
-        self._waiting: Deferred[None] | None = None
+        self._waiting: dict[int, Deferred[None]] = {}
 
     def push(self, item: list[Event] | Exception | None) -> None:
-        """One batch, an error, or None: the end of the stream."""
+        """One batch, an error, or None: the end of the stream. It goes to the oldest stream that waits."""
         self._queue.append(item)
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.callback(None)
+        if self._waiting:
+            self._waiting.pop(min(self._waiting)).callback(None)
 
     def say(self, *texts: str) -> None:
         """One batch of text."""
@@ -96,12 +95,12 @@ class FakeProvider:
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
         """See ports.ModelProvider."""
         self.requests.append(request)
-        first = True
+        number, first = len(self.requests), True
         try:
             while True:
                 while not self._queue:
-                    self._waiting = Deferred()
-                    await self._waiting
+                    self._waiting[number] = waiting = Deferred()
+                    await waiting
                 item = self._queue.pop(0)
                 if isinstance(item, Exception):
                     raise item
@@ -113,7 +112,7 @@ class FakeProvider:
                 yield item
         except (CancelledError, GeneratorExit):
             self.closed += 1
-            self._waiting = None
+            self._waiting.pop(number, None)
             raise
 
     @property

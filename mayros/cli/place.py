@@ -39,7 +39,11 @@ def _call() -> Call:
         try:
             return await call(*args, version=version("mayros-gateway"), **options)
         except CallFailed as failure:
-            hint = " (is it running? `mayros gateway run` starts one)" if failure.message.startswith("Cannot reach") else ""
+            hint = ""
+            if failure.message.startswith("Cannot reach"):
+                hint = " (is it running? `mayros gateway run` starts one)"
+            elif not options.get("token") and not options.get("password"):
+                hint = " (no secret was sent: set MAYROS_GATEWAY_TOKEN, or name a file with --token-file)"
             raise Refused(failure.message + hint, failure.payload) from failure
 
     return calling

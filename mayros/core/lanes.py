@@ -16,6 +16,7 @@ class LocalLanes:
     def __init__(self, per_session: int, total: int) -> None:
         self._per_session, self._total = per_session, total
         self._lanes: dict[str, deque[Deferred[Lease]]] = {}
+        self._granting: set[str] = set()
         self._waiting = self._fence = 0
 
     def _lease(self, session: str) -> Lease:
@@ -41,25 +42,32 @@ class LocalLanes:
         return waiter
 
     def release(self, lease: Lease) -> None:
-        """Give the lane to the next in line."""
-        lane = self._lanes[lease.session]
-        if lane:
+        """Give the lane to the next in line. One that is done at once gives it back from inside: then the loop outside goes on, not the stack."""
+        session = lease.session
+        if session in self._granting:
+            self._granting.discard(session)
+            return
+        lane = self._lanes[session]
+        while lane:
             self._waiting -= 1
-            lane.popleft().callback(self._lease(lease.session))
-        else:
-            del self._lanes[lease.session]
+            self._granting.add(session)
+            lane.popleft().callback(self._lease(session))
+            if session in self._granting:
+                self._granting.discard(session)
+                return
+        del self._lanes[session]
 
 
 class LocalSlots:
     """`Slots` in one process: `total` runs think at the same time, the rest wait in order of arrival (bounded by the lanes' limits)."""
 
     def __init__(self, total: int, waiting: int) -> None:
-        self._free, self._limit = total, waiting
+        self._free, self._limit, self._granting = total, waiting, False
         self._queue: deque[Deferred[None]] = deque()
 
     def acquire(self) -> Deferred[None]:
         """A slot, at once where one is free. Fails with QueueFull; cancelling leaves the queue."""
-        if self._free:
+        if self._free and not self._queue:
             self._free -= 1
             return succeed(None)
         if len(self._queue) >= self._limit:
@@ -69,8 +77,14 @@ class LocalSlots:
         return waiter
 
     def release(self) -> None:
-        """Give the slot to the next in line."""
-        if self._queue:
-            self._queue.popleft().callback(None)
-        else:
-            self._free += 1
+        """Give the slot to the next in line. One that is done at once gives it back from inside: then the loop outside goes on, not the stack."""
+        self._free += 1
+        if self._granting:
+            return
+        self._granting = True
+        try:
+            while self._free and self._queue:
+                self._free -= 1
+                self._queue.popleft().callback(None)
+        finally:
+            self._granting = False

@@ -208,14 +208,16 @@ class LocalRuns:
                     await self._release_claim(turn)
             else:
                 await self._release_claim(turn)
+            # Told before the lane is free: whoever watches hears of this end before the next begins.
+            del self._live[turn.run_id]
+            self._publish(run, [RunEnded(outcome, result.finish_reason, run.usage, result.ended_at_ms, run.error)])
+            self._end(run, result)
         finally:
+            self._live.pop(turn.run_id, None)
             if slot:
                 self._slots.release()
             if lease is not None:
                 self._lanes.release(lease)
-            del self._live[turn.run_id]
-        self._publish(run, [RunEnded(outcome, result.finish_reason, run.usage, result.ended_at_ms, run.error)])
-        self._end(run, result)
 
     async def _release_claim(self, turn: Turn) -> None:
         """Nothing was recorded, so the idempotency key is free again."""

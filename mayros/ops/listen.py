@@ -10,6 +10,8 @@ import errno
 import os
 import re
 from collections.abc import Sequence
+from glob import escape as glob_escape
+from glob import glob
 from ipaddress import ip_address
 from typing import Any
 
@@ -30,16 +32,26 @@ _BACKLOG = re.compile(r"(?<!\\):backlog=")
 
 def parse_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
     """The endpoint of an operator's string; a unix socket gets mode 600 and a listener our backlog unless it says another."""
-    kind = text.partition(":")[0]
+    kind = text.removeprefix("haproxy:").partition(":")[0]  # haproxy: wraps the endpoint that follows it
     if kind == "unix" and not _MODE.search(text):
         text += ":mode=600"
     if kind in ("tcp", "tcp6", "unix", "ssl") and not _BACKLOG.search(text):
         text += f":backlog={BACKLOG}"
+    if kind == "tls":
+        _check_certificates(text)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:
         raise StartError(f"--listen {text.partition(':')[0]}:...: not a usable server endpoint ({type(error).__name__}: {error}).") from error
     return endpoint
+
+
+def _check_certificates(text: str) -> None:
+    """Twisted takes a folder without certificates for one that will be filled later; the gateway would be deaf meanwhile."""
+    folder = re.split(r"(?<!\\):", text.removeprefix("haproxy:"))[1:2]
+    path = folder[0].replace("\\:", ":").removeprefix("path=") if folder else ""
+    if not glob(os.path.join(glob_escape(path), "*.pem")):
+        raise StartError(f"--listen tls:...: there is no *.pem file (certificate and key) in {path!r}.")
 
 
 def configured(reactor: Any, gateway: Gateway, port: int) -> list[IStreamServerEndpoint]:
@@ -59,9 +71,10 @@ class Listeners:
 
     def __init__(self) -> None:
         self.ports: list[IListeningPort] = []
+        self._secure: list[IListeningPort] = []
 
-    def open(self, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, what: str) -> IListeningPort:
-        """Listen, or raise StartError: status 1 where the address is taken, else 78."""
+    def open(self, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, what: str, secure: bool = False) -> IListeningPort:
+        """Listen, or raise StartError: status 1 where the address is taken, else 78. `secure`: the endpoint speaks TLS."""
         outcome: list[Any] = []
         endpoint.listen(factory).addBoth(outcome.append)
         if not outcome:
@@ -71,6 +84,8 @@ class Listeners:
             raise _refused(result, what)
         port: IListeningPort = result
         self.ports.append(port)
+        if secure:
+            self._secure.append(port)
         return port
 
     def open_ipv6_loopback(self, reactor: Any, factory: IProtocolFactory, port: int) -> None:
@@ -93,7 +108,7 @@ class Listeners:
     @property
     def urls(self) -> Sequence[str]:
         """Where clients connect."""
-        return [_url(port) for port in self.ports]
+        return [_url(port, "https" if port in self._secure else "http") for port in self.ports]
 
     def judge(self, auth_mode: str) -> None:
         """Refuse to serve beyond this machine without authentication."""
@@ -112,12 +127,12 @@ def _host(port: IListeningPort) -> str | None:
     return None if isinstance(address, UNIXAddress) else address.host
 
 
-def _url(port: IListeningPort) -> str:
+def _url(port: IListeningPort, scheme: str) -> str:
     address: Any = port.getHost()
     if isinstance(address, UNIXAddress):
         return f"unix:{os.fsdecode(address.name or b'')}"
     host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"http://{host}:{address.port}"
+    return f"{scheme}://{host}:{address.port}"
 
 
 def _refused(failure: Failure, what: str) -> StartError:

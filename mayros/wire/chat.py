@@ -62,6 +62,8 @@ class _StreamOptions(msgspec.Struct, gc=False):
 _Unit = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+#: In place of a field of any type that was not sent: a union of Raw and None takes nothing but null.
+_ABSENT = msgspec.Raw(b"null")
 _Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -86,15 +88,15 @@ class _Request(msgspec.Struct, gc=False):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    functions: msgspec.Raw | None = None
-    function_call: msgspec.Raw | None = None
+    functions: msgspec.Raw = _ABSENT
+    function_call: msgspec.Raw = _ABSENT
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     modalities: list[str] | None = None
-    audio: msgspec.Raw | None = None
-    web_search_options: msgspec.Raw | None = None
-    moderation: msgspec.Raw | None = None
+    audio: msgspec.Raw = _ABSENT
+    web_search_options: msgspec.Raw = _ABSENT
+    moderation: msgspec.Raw = _ABSENT
     verbosity: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
@@ -192,7 +194,7 @@ def _refuse_unsupported(request: _Request) -> None:
     if request.n is not None and request.n != 1:
         raise InvalidValue("n must be 1: this gateway makes one choice.", param="n")
     for param in ("functions", "function_call"):
-        if getattr(request, param) is not None:
+        if _given(getattr(request, param)):
             no(param, "use tools and tool_choice")
     if request.tools:
         no("tools", "this version does not hand function calls back to the caller")
@@ -207,8 +209,12 @@ def _refuse_unsupported(request: _Request) -> None:
     if request.modalities is not None and request.modalities != ["text"]:
         no("modalities", "only text is")
     for param in ("audio", "web_search_options", "moderation"):
-        if getattr(request, param) is not None:
+        if _given(getattr(request, param)):
             no(param, "the gateway does not offer it")
+
+
+def _given(value: msgspec.Raw) -> bool:
+    return value is not _ABSENT and bytes(value) != b"null"
 
 
 def _sampling(request: _Request) -> dict[str, Any]:
