@@ -1,10 +1,10 @@
 """The harness of the in-memory tests: the real site and the real runs over fakes of the ports, one clock, no sockets.
 
-    gateway = Harness(self)                       # or Harness(self, {"gateway": {...}})
-    client = gateway.dial(post({"model": "mayros", "messages": [...]}))
-    gateway.provider.say("Hello")                 # the model speaks
-    gateway.provider.stop()
-    client.answer()                               # status, headers, body
+gateway = Harness(self)                       # or Harness(self, {"gateway": {...}})
+client = gateway.dial(post({"model": "mayros", "messages": [...]}))
+gateway.provider.say("Hello")                 # the model speaks
+gateway.provider.stop()
+client.answer()                               # status, headers, body
 """
 
 from __future__ import annotations
@@ -438,4 +438,19 @@ def chat(*texts: str, **fields: Any) -> dict[str, Any]:
     return {"model": "mayros", "messages": [{"role": "user", "content": text} for text in texts or ("hi",)], **fields}
 
 
-__all__ = ["TOKEN", "Answer", "Callable", "Client", "FakeProvider", "FakeStore", "FakeWorkspace", "Harness", "HarnessCase", "chat", "head", "merged", "post", "settings"]
+__all__ = [
+    "TOKEN",
+    "Answer",
+    "Callable",
+    "Client",
+    "FakeProvider",
+    "FakeStore",
+    "FakeWorkspace",
+    "Harness",
+    "HarnessCase",
+    "chat",
+    "head",
+    "merged",
+    "post",
+    "settings",
+]

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from mayros.core.ports import WorkspaceFile
-from mayros.errors import InsufficientQuota, RateLimited, StorageUnavailable, UpstreamError, UpstreamRefused, UpstreamTimeout
+from mayros.errors import InsufficientQuota, RateLimited, RunAborted, StorageUnavailable, UpstreamError, UpstreamRefused, UpstreamTimeout
 from mayros.events import ModelAnswered, ReasoningDelta, TextDelta, TurnFinished, Usage
 from tests.helpers import TOKEN, Answer, Client, Harness, HarnessCase, chat, post
 
@@ -137,7 +137,12 @@ class AuthTests(EndpointCase):
     def test_trusted_proxy(self) -> None:
         """In mode trusted-proxy the proxy names the user; nobody else may, and a bearer token helps nobody."""
         gateway = self.gateway(
-            {"gateway": {"trustedProxies": ["10.0.0.1"], "auth": {"mode": "trusted-proxy", "trustedProxy": {"userHeader": "X-User", "allowUsers": ["ann"]}}}}
+            {
+                "gateway": {
+                    "trustedProxies": ["10.0.0.1"],
+                    "auth": {"mode": "trusted-proxy", "trustedProxy": {"userHeader": "X-User", "allowUsers": ["ann"]}},
+                }
+            }
         )
 
         def status(*lines: str, peer: str = "10.0.0.1") -> int:
@@ -846,8 +851,6 @@ class ErrorTests(EndpointCase):
 
     def test_aborted_by_somebody(self) -> None:
         """A run that is stopped from elsewhere is 422, which no client retries."""
-        from mayros.errors import RunAborted
-
         client = self.one.dial(post(chat()))
         (run_id,) = self.one.runs._live
         self.assertTrue(self.one.runs.abort(run_id, RunAborted()))
@@ -996,7 +999,9 @@ class LeavingTests(EndpointCase):
         self.one.provider.stop()
         self.one.settle(client)
         client.leave()
-        self.assertEqual([(line.code, result.outcome) for line, (_, result) in zip(self.one.access, self.one.store.turns, strict=True)], [(200, "ok")])
+        self.assertEqual(
+            [(line.code, result.outcome) for line, (_, result) in zip(self.one.access, self.one.store.turns, strict=True)], [(200, "ok")]
+        )
 
     def test_a_slow_client_holds_the_model_back(self) -> None:
         """While its connection is paused nothing is taken from the provider; then it goes on where it was."""
@@ -1026,7 +1031,7 @@ class LeavingTests(EndpointCase):
         self.assertEqual((self.one.provider.closed, self.one.store.turns[0][1].outcome), (1, "aborted"))
 
     def test_slow_at_the_end(self) -> None:
-        """A stream whose client is slow when the model ends is completed and recorded all the same; a client that never reads is cut off."""
+        """A stream whose client is slow when the model ends is completed and recorded when the client has caught up."""
         client = self.open()
         self.one.provider.say("a")
         self.one.settle(client)
@@ -1038,6 +1043,20 @@ class LeavingTests(EndpointCase):
         client.server.resumeProducing()
         self.one.settle(client)
         self.assertEqual(client.events()[-1], "[DONE]")
+        self.assertEqual(self.one.store.turns[0][1].outcome, "ok")
+
+    def test_the_end_is_not_taken(self) -> None:
+        """A client that does not read the end of its stream is given the idle limit, and no more."""
+        client = self.open()
+        self.one.provider.say("a")
+        self.one.settle(client)
+        self.one.provider.stop()
+        client.server.pauseProducing()
+        self.one.settle(client)
+        self.one.advance(59, client)
+        self.assertFalse(client.lost)
+        self.one.advance(1, client)
+        self.assertTrue(client.lost)
         self.assertEqual(self.one.store.turns[0][1].outcome, "ok")
 
     def test_the_run_is_aborted_while_its_client_is_slow(self) -> None:

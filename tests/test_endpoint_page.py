@@ -51,7 +51,9 @@ class PageTests(HarnessCase):
     def test_small_openai_compatible_endpoint(self) -> None:
         """ "Mayros's Gateway can serve a small OpenAI-compatible Chat Completions endpoint." """
         answer = self.ask(curl(BODY)).json
-        self.assertEqual((answer["object"], answer["choices"][0]["message"]), ("chat.completion", {"role": "assistant", "content": "hello", "refusal": None}))
+        self.assertEqual(
+            (answer["object"], answer["choices"][0]["message"]), ("chat.completion", {"role": "assistant", "content": "hello", "refusal": None})
+        )
 
     def test_disabled_by_default(self) -> None:
         """ "This endpoint is disabled by default. Enable it in config first." """
@@ -65,7 +67,8 @@ class PageTests(HarnessCase):
         self.assertEqual((wrong.status, wrong.headers["allow"]), (405, "POST, OPTIONS"))
 
     def test_a_normal_agent_run(self) -> None:
-        """ "Requests are executed as a normal Gateway agent run (same codepath as mayros agent), so routing/permissions/config match your Gateway." """
+        """ "Requests are executed as a normal Gateway agent run (same codepath as mayros agent), so routing/permissions/config match
+        your Gateway." """
         runs: list[str] = []
         self.one.runs.watch(lambda run, events: runs.append(run.turn.run_id))
         answer = self.ask(curl(BODY)).json
@@ -101,7 +104,7 @@ class PageTests(HarnessCase):
         self.assertEqual((statuses, locked.status, locked.headers["retry-after"]), ([401, 401], 429, "90"))
 
     def test_agent_in_the_model_field(self) -> None:
-        """ "No custom headers required: encode the agent id in the OpenAI model field: "mayros:main", "mayros:beta"; model: "agent:<agentId>" (alias)" """
+        """ "No custom headers required: encode the agent id in the OpenAI model field": mayros:main, mayros:beta, agent:<agentId> (alias)."""
         for model, agent in (("mayros:main", "main"), ("mayros:beta", "beta"), ("agent:beta", "beta"), ("agent:main", "main")):
             self.assertEqual(self.agent_of({**BODY, "model": model}), agent)
 
@@ -133,13 +136,14 @@ class PageTests(HarnessCase):
         self.assertEqual(self.one.provider.seen, [{"role": "user", "content": "hi"}])
 
     def test_user_is_a_session(self) -> None:
-        """ "If the request includes an OpenAI user string, the Gateway derives a stable session key from it, so repeated calls can share an agent session." """
+        """ "If the request includes an OpenAI user string, the Gateway derives a stable session key from it, so repeated calls can share an
+        agent session." """
         body = {**BODY, "user": "ann"}
         self.assertEqual(self.session_of(body), self.session_of(body))
         self.assertEqual([message["content"] for message in self.one.provider.seen], ["hi", "hello", "hi"])
 
     def test_streaming(self) -> None:
-        """ "Set stream: true to receive Server-Sent Events (SSE)": text/event-stream; each event line is `data: <json>`; the end is `data: [DONE]`."""
+        """ "Set stream: true to receive Server-Sent Events (SSE)": text/event-stream, event lines `data: <json>`, `data: [DONE]` at the end."""
         answer = self.ask(curl({**BODY, "stream": True}))
         self.assertTrue(answer.headers["content-type"].startswith("text/event-stream"))
         lines = [line for line in answer.body.decode().split("\n") if line]
@@ -161,7 +165,6 @@ class PageTests(HarnessCase):
         """The page's second example: the same with `"stream": true`."""
         answer = self.ask(curl({"model": "mayros", "stream": True, "messages": [{"role": "user", "content": "hi"}]}, "x-mayros-agent-id: main"))
         self.assertTrue(answer.body.endswith(b"data: [DONE]\n\n"))
-
 
     def test_same_port(self) -> None:
         """ "Same port as the Gateway (WS + HTTP multiplex): http://<gateway-host>:<port>/v1/chat/completions" """

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import time
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.test import iosim
@@ -19,6 +22,7 @@ from tests.helpers import TOKEN, Answer, Client, Harness, HarnessCase, chat, hea
 #: Closed without an answer, at once or by the deadline.
 CLOSED = 0
 AUTH = f"Authorization: Bearer {TOKEN}\r\n".encode()
+FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=60)
 RATE = {"gateway": {"auth": {"rateLimit": {"maxAttempts": 3, "windowMs": 60_000, "lockoutMs": 300_000}}}}
 
 
@@ -269,10 +273,11 @@ class HeaderTests(HostileCase):
 
     def test_h69_request_ids(self) -> None:
         """H69: a well-formed id is kept, any other is made fresh; two are none."""
-        for sent, kept in (("abc-1._Z", True), ("a" * 128, True), ("a" * 129, False), ("a" * 10_000, False), ("a b", False), ("", False), ("é", False)):
+        good, bad = ("abc-1._Z", "a" * 128), ("a" * 129, "a" * 10_000, "a b", "", "é")
+        for sent in (*good, *bad):
             client = self.send(request("GET /healthz HTTP/1.1", f"X-Request-Id: {sent}"))
             given = client.answer().headers["x-request-id"]
-            self.assertEqual(given == sent, kept, sent[:20])
+            self.assertEqual(given == sent, sent in good, sent[:20])
             self.assertRegex(given, r"^[A-Za-z0-9._-]{1,128}$")
         client = self.send(request("GET /healthz HTTP/1.1", "X-Request-Id: a", "X-Request-Id: b"))
         self.assertNotIn(client.answer().headers["x-request-id"], ("a", "b"))
@@ -307,7 +312,17 @@ class HeaderTests(HostileCase):
 
     def test_h70_credentials(self) -> None:
         """H70: anything but one right Bearer is 401 with `WWW-Authenticate`; the scheme's case does not matter."""
-        bad = (None, "Basic dXNlcjpwYXNz", "Bearer", "Bearer ", f"Bearer  {TOKEN}", f"Bearer {TOKEN}x", TOKEN, f"Token {TOKEN}", "Bearer " + "a" * 10_000)
+        bad = (
+            None,
+            "Basic dXNlcjpwYXNz",
+            "Bearer",
+            "Bearer ",
+            f"Bearer  {TOKEN}",
+            f"Bearer {TOKEN}x",
+            TOKEN,
+            f"Token {TOKEN}",
+            "Bearer " + "a" * 10_000,
+        )
         for value in (*bad, "Bearer \xe9\xff", f"Bearer {TOKEN} x", f"Bearer\t{TOKEN}"):
             lines = (f"Authorization: {value}",) if value is not None else ()
             answer = self.refused(post(chat(), *lines, token=None), 401, code="invalid_api_key")
@@ -403,7 +418,15 @@ class LengthTests(HostileCase):
 
     def test_h30_h32_chunks(self) -> None:
         """H30, H32: chunk sizes that are none, a chunk that does not end, an extension of 20,000 bytes."""
-        bad = (b"zz\r\n{}\r\n", b"-5\r\n{}", b"0x5\r\n{}", b"1_0\r\n{}", b"\r\n{}", b"2\r\n{}zz0\r\n\r\n", b"2;" + b"a" * 20_000 + b"\r\n{}\r\n0\r\n\r\n")
+        bad = (
+            b"zz\r\n{}\r\n",
+            b"-5\r\n{}",
+            b"0x5\r\n{}",
+            b"1_0\r\n{}",
+            b"\r\n{}",
+            b"2\r\n{}zz0\r\n\r\n",
+            b"2;" + b"a" * 20_000 + b"\r\n{}\r\n0\r\n\r\n",
+        )
         for data in bad:
             self.refused(chunked(data), 400, 413, 501, CLOSED)
             self.assertEqual(self.one.access[-2].code, 400)
@@ -481,7 +504,9 @@ class LengthTests(HostileCase):
     def test_what_follows_a_refusal_is_never_served(self) -> None:
         """A body that was refused unread may look like a request; the connection ends instead."""
         smuggled = post(chat())
-        data = head("POST", "/v1/chat/completions", "Content-Type: text/plain", f"Content-Length: {len(smuggled) + 5}") + b"\r\n" + b"x" * 5 + smuggled
+        data = (
+            head("POST", "/v1/chat/completions", "Content-Type: text/plain", f"Content-Length: {len(smuggled) + 5}") + b"\r\n" + b"x" * 5 + smuggled
+        )
         self.refused(data + post(chat()), 415)
         self.assertEqual(len(self.one.provider.requests), 1)  # the next connection's
 
@@ -688,7 +713,7 @@ class SlowTests(HostileCase):
                 client.leave()
                 self.one.settle()
                 self.assertEqual(self.one.provider.closed, before + 1)
-                turn, result = self.one.store.turns[-1]
+                _, result = self.one.store.turns[-1]
                 self.assertEqual((result.outcome, result.text), ("aborted", "part" if spoken else ""))
                 self.assertEqual(self.one.access[-1].code, 499)
         self.assertEqual(self.one.serve(user="u").status, 200)
@@ -734,7 +759,9 @@ class BodyTests(HostileCase):
 
     def test_h55_duplicate_keys(self) -> None:
         """H55: the last of two equal keys wins."""
-        client = self.one.dial(json_post(b'{"messages":[{"role":"user","content":"one","content":"two"}],"messages":[{"role":"user","content":"three"}]}'))
+        client = self.one.dial(
+            json_post(b'{"messages":[{"role":"user","content":"one","content":"two"}],"messages":[{"role":"user","content":"three"}]}')
+        )
         self.one.provider.stop()
         self.one.settle(client)
         self.assertEqual(client.answer().status, 200)
@@ -851,7 +878,18 @@ class BodyTests(HostileCase):
 
     def test_h65_session_keys(self) -> None:
         """H65: keys of the gateway's own name spaces, too long, malformed, or sent twice."""
-        bad = ("a" * 513, "subagent:x", "cron:x", "acp:x", "agent:main:subagent:x", "AGENT:main:Cron:x", "agent:", "agent:main", "agent:main:", "agent::x")
+        bad = (
+            "a" * 513,
+            "subagent:x",
+            "cron:x",
+            "acp:x",
+            "agent:main:subagent:x",
+            "AGENT:main:Cron:x",
+            "agent:",
+            "agent:main",
+            "agent:main:",
+            "agent::x",
+        )
         for key in (*bad, "a\x7fb", "a\x1bb", "a\xc2\x85b", "\xff", "agent:../x:y"):
             answer = self.refused(post(chat(), f"x-mayros-session-key: {key}"), 400)
             self.assertEqual(answer.error["param"], "x-mayros-session-key")
@@ -879,6 +917,47 @@ class BodyTests(HostileCase):
         self.all_refused([post(chat(user=user)) for user in ("a\nb", "a" * 10_000, "a\x00", "a\u2028b")], 400, param="user")
         self.assertEqual(self.one.serve(user=" \n ").status, 200)
         self.assertTrue(self.one.store.turns[-1][0].stateless)
+
+
+class AnyBytesTests(HostileCase):
+    """Properties: how bytes are cut does not matter; whatever is damaged in them harms nobody."""
+
+    REQUESTS = (
+        request("GET /healthz HTTP/1.1")
+        + post({"messages": []})
+        + chunked(chunk(b'{"messages"'), chunk(b":[]}"), b"0\r\nX-Trailer: 1\r\n\r\n")
+        + request("HEAD /nowhere HTTP/1.1").replace(b"HEAD", b"GET")
+        + post({"messages": [5]}, "Expect: 100-continue")
+        + request("OPTIONS / HTTP/1.1")
+        + post({"messages": []}, token="wrong")
+    )
+
+    @FIXED
+    @given(st.lists(st.integers(1, len(REQUESTS) - 1), max_size=12))
+    def test_any_segments(self, cuts: list[int]) -> None:
+        """The same answers, whatever the segments."""
+        client = self.one.dial()
+        start = 0
+        for end in [*sorted(cuts), len(self.REQUESTS)]:
+            client.send(self.REQUESTS[start:end])
+            start = end
+        self.assertEqual(client.statuses(), [200, 400, 400, 404, 400, 204, 401])
+        self.assertEqual(self.one.leftovers(), {})
+
+    @FIXED
+    @given(st.lists(st.tuples(st.integers(0, len(REQUESTS) - 1), st.binary(max_size=3)), min_size=1, max_size=4))
+    def test_any_damage(self, places: list[tuple[int, bytes]]) -> None:
+        """Bytes changed, dropped or put in: answers or a close, nothing that is no answer, nothing left, no traceback."""
+        data = self.REQUESTS
+        for place, piece in places:
+            data = data[:place] + piece + data[place + 1 :]
+        client = self.one.dial(data)
+        for _ in range(2):
+            self.one.advance(61, client)
+        self.one.advance(6, client)
+        self.assertTrue(client.lost)
+        client.statuses()
+        self.assertEqual(self.one.leftovers(), {})
 
 
 class ProxyProtocolTests(HostileCase):

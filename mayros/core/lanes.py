@@ -79,7 +79,7 @@ class LocalSlots:
     def release(self) -> None:
         """Give the slot to the next in line. One that is done at once gives it back from inside: then the loop outside goes on, not the stack."""
         self._free += 1
-        if self._granting:
+        if self._granting or not self._queue:
             return
         self._granting = True
         try:

@@ -121,7 +121,7 @@ class Api:
     def _turn(self, request: GatewayRequest, asked: ChatRequest) -> Turn:
         settings = self._settings.current
         directory = settings.directory
-        get = request.requestHeaders.getRawHeaders
+        get = request.header
         agent = None
         named = _one(get(b"x-mayros-agent-id"), "x-mayros-agent-id") or _one(get(b"x-mayros-agent"), "x-mayros-agent")
         if named is not None:

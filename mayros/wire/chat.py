@@ -155,11 +155,12 @@ def decode_request(body: bytes | bytearray) -> ChatRequest:
     )
 
 
-def _check_depth(value: object, param: str) -> None:
-    """Refuse objects and arrays within each other beyond MAX_DEPTH. Only fields of any type need it: whatever else nests is not kept."""
-    level = [value]
+def _check_depth(value: dict[str, Any], param: str) -> None:
+    """Refuse objects and arrays within each other beyond MAX_DEPTH. Only what is passed on as it came needs it; what is ignored may nest."""
+    level: list[dict[str, Any] | list[Any]] = [value]
     for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)]
+        inner = [one for outer in level for one in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [one for one in inner if isinstance(one, dict | list)]
         if not level:
             return
     raise InvalidRequest(f"{param} nests objects and arrays more than {MAX_DEPTH} levels deep.", param=param)
@@ -288,7 +289,9 @@ def _conversation(given: list[_Message]) -> tuple[tuple[msgspec.Raw, ...], int, 
             new_from = _function_result(message, where, index, functions, messages, new_from)
             asked = True
     if open_calls:
-        raise InvalidRequest(f"The tool call {next(iter(open_calls))[:64]!r} is not answered.", param=f"messages[{len(given) - 1}].tool_call_id")
+        raise InvalidRequest(
+            f"messages end before the tool call {next(iter(open_calls))[:64]!r} was answered.", param=f"messages[{len(given) - 1}].tool_call_id"
+        )
     if not asked:
         raise InvalidRequest("Missing user message in `messages`.", param="messages")
     return tuple([pack(message) for message in messages]), new_from, "\n\n".join(system)
