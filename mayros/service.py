@@ -28,7 +28,7 @@ from mayros.core.auth import Authenticator, make_limiter
 from mayros.core.lanes import LocalLanes, LocalSlots
 from mayros.core.limits import Budget, ConnectionCounter
 from mayros.core.models import Provider
-from mayros.core.ports import ModelProvider
+from mayros.core.ports import ConfigControl, ModelProvider
 from mayros.core.routing import Settings
 from mayros.core.runs import LocalRuns
 from mayros.errors import ConfigError, StartError
@@ -80,6 +80,45 @@ class Fixed:
         self.current = settings
 
 
+class Adapters:
+    """The outbound adapters by provider id, made when first asked for: agents may be given other models while the gateway runs."""
+
+    def __init__(self, settings: Settings, state: StateDir, reactor: Any) -> None:
+        self._providers, self._state, self._reactor = settings.catalogue.providers, state, reactor
+        self._made: dict[str, ModelProvider] = {}
+        self.local: LocalModel | None = None
+        for agent in settings.directory.agents.values():
+            for model in agent.models:
+                self.get(model.provider.id)  # what cannot work is told at the start
+
+    def get(self, provider_id: str) -> ModelProvider | None:
+        """The adapter, or None where this version has none for the provider's api. Raises ConfigError."""
+        adapter = self._made.get(provider_id)
+        if adapter is None and (provider := self._providers.get(provider_id)) is not None:
+            adapter = self._make(provider)
+            if adapter is not None:
+                self._made[provider_id] = adapter
+        return adapter
+
+    def _make(self, provider: Provider) -> ModelProvider | None:
+        if provider.api == "local":
+            self.local = LocalModel.connect(provider, self._state.path, self._reactor)
+            return self.local
+        if provider.api != "openai-completions":
+            return None
+        if not provider.base_url:
+            raise ConfigError(f"models.providers.{provider.id}.baseUrl is not set")
+        return OpenAIChat.connect(provider, self._reactor)
+
+    async def close(self) -> None:
+        """The model's process, then the connections."""
+        if self.local is not None:
+            await self.local.stop()
+        for adapter in self._made.values():
+            if isinstance(adapter, OpenAIChat):
+                adapter.close()
+
+
 class Core:
     """Runs, their store and their providers."""
 
@@ -91,11 +130,10 @@ class Core:
         self.idempotency = SqlIdempotency(self.database, wall_ms)
         self.maintenance = Maintenance(self.database, reactor, lambda: config.session.stateless, wall_ms)
         self.workspace = FileWorkspace(reactor, self._in_thread)
-        self.local: LocalModel | None = None
-        self._chats: list[OpenAIChat] = []
+        self.providers = Adapters(settings, state, reactor)
         limits = config.gateway.limits
         self.runs = LocalRuns(
-            AgentLoop(self._providers(), self.workspace),
+            AgentLoop(self.providers, self.workspace, settings.catalogue.find),
             self.store,
             self.idempotency,
             LocalLanes(limits.max_queued_per_session, limits.max_queued_runs),
@@ -107,23 +145,6 @@ class Core:
     def _in_thread(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)
 
-    def _providers(self) -> dict[str, ModelProvider]:
-        """An adapter for each provider that an agent's model names."""
-        used = {model.provider.id: model.provider for agent in self.settings.directory.agents.values() for model in agent.models}
-        return {name: adapter for name, provider in used.items() if (adapter := self._provider(provider)) is not None}
-
-    def _provider(self, provider: Provider) -> ModelProvider | None:
-        if provider.api == "local":
-            self.local = LocalModel.connect(provider, self._state.path, self._reactor)
-            return self.local
-        if provider.api != "openai-completions":
-            return None
-        if not provider.base_url:
-            raise ConfigError(f"models.providers.{provider.id}.baseUrl is not set")
-        chat = OpenAIChat.connect(provider, self._reactor)
-        self._chats.append(chat)
-        return chat
-
     def open(self) -> None:
         """Open the store and close what a crash left open. Raises StartError; blocks, so before the reactor runs."""
         self.store.open()
@@ -133,10 +154,7 @@ class Core:
     async def close(self) -> None:
         """The model's process, then the connections, then the store. No run may be live."""
         self.maintenance.stop()
-        if self.local is not None:
-            await self.local.stop()
-        for chat in self._chats:
-            chat.close()
+        await self.providers.close()
         await self.database.close()
 
 
@@ -246,7 +264,7 @@ class Gateway(MultiService):
         self.access = AccessLog(self.state.join("logs"), reactor, time.time, lambda text: self._redact(text))
         self.health = Health(settings, lambda: overview(core.database), reactor, wall_ms)
         bodies = Budget(limits.body_budget)
-        control = Fixed(settings)
+        control = cast(ConfigControl, Fixed(settings))
         api = Api(control, core.runs, bodies, Ticker(reactor), self.not_ready)
         self._judge(secret, ())
         self._conversations = Conversations(
@@ -314,7 +332,7 @@ class Gateway(MultiService):
             return "stopping"
         if not self.core.database.writable:
             return "the store cannot be written"
-        local = self.core.local
+        local = self.core.providers.local
         only_local = all(model.provider.api == "local" for agent in self._settings.directory.agents.values() for model in agent.models)
         if local is not None and only_local and not local.ready():
             return "the embedded model is not installed, or is being restarted"

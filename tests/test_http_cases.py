@@ -484,6 +484,20 @@ class LengthTests(HostileCase):
             self.assertEqual(client.received, b"")
         self.next_is_served(small)
 
+    def test_h36_refused_connections_do_not_stay(self) -> None:
+        """H36: whatever a body is refused for, also in the segment of its head, the connection is closed within five seconds."""
+        small = self.gateway({"gateway": {"http": {"maxBodyBytes": 1000}}})
+        for data in (
+            chunked(chunk(b"x" * 1001)),
+            chunked(b"zz\r\n"),
+            self.raw("Content-Length: 1001", body=b"x"),
+            self.raw("Transfer-Encoding: gzip"),
+        ):
+            client = small.dial(data)
+            self.assertIn(client.answer().status, (400, 413))
+            small.advance(5, client)
+            self.assertTrue(client.lost)
+
     def test_expect_continue(self) -> None:
         """100 comes after the gate admitted the request, and never before a refusal."""
         body = json.dumps(chat()).encode()

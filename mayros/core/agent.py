@@ -5,8 +5,9 @@ The loop has one model turn for each run as long as agents have no tools; a roun
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from typing import Protocol
 
 import msgspec
 from twisted.logger import Logger
@@ -21,11 +22,17 @@ from mayros.events import Event, ReasoningDelta, TextDelta
 log = Logger()
 
 
-class AgentLoop:
-    """Thinks: builds the prompt, asks the model, falls back. `providers` are the adapters by provider id."""
+class Providers(Protocol):
+    """The adapters by provider id; a dict will do."""
 
-    def __init__(self, providers: Mapping[str, ModelProvider], workspace: Workspace) -> None:
-        self._providers, self._workspace, self._prompter = providers, workspace, Prompter()
+    def get(self, provider_id: str, /) -> ModelProvider | None: ...
+
+
+class AgentLoop:
+    """Thinks: builds the prompt, asks the model, falls back. `find_model` gives the model of a `provider/model` that a session has chosen."""
+
+    def __init__(self, providers: Providers, workspace: Workspace, find_model: Callable[[str], Model | None] = lambda ref: None) -> None:
+        self._providers, self._workspace, self._find_model, self._prompter = providers, workspace, find_model, Prompter()
 
     async def think(self, turn: Turn, history: History) -> AsyncGenerator[list[Event], None]:
         """The turn's events up to TurnFinished. Raises errors of mayros.errors; closing the iterator stops the model."""
@@ -33,13 +40,14 @@ class AgentLoop:
         files = await self._workspace.files(agent)
         spoken = False
         refused: GatewayError | None = None
-        for position, model in enumerate(agent.models, 1):
+        models = self._models(turn, history)
+        for position, model in enumerate(models, 1):
             system = self._prompter.system(agent, files, model, turn.extra_system)
             if not fits(system, messages, window(agent, model)):
                 refused = too_long(model, turn.stateless)
                 continue
             try:
-                async with aclosing(self._ask(model, turn, system, messages)) as batches:
+                async with aclosing(self._ask(model, turn, history, system, messages)) as batches:
                     async for batch in batches:
                         spoken = spoken or any(type(event) in (TextDelta, ReasoningDelta) for event in batch)
                         yield batch
@@ -48,7 +56,7 @@ class AgentLoop:
                 # Where the provider's own count refused it, the advice is the same as ours.
                 raise too_long(model, turn.stateless) from error
             except GatewayError as error:
-                if spoken or not error.fallback or position == len(agent.models):
+                if spoken or not error.fallback or position == len(models):
                     raise
                 log.warn(
                     "run {run_id}: {model} failed before it said anything ({error}); trying the next model",
@@ -57,19 +65,34 @@ class AgentLoop:
                 refused = error
         raise refused or Unavailable(f'Agent "{agent.id}" has no model: set agents.defaults.model.primary, or run `mayros setup`.')
 
-    async def _ask(self, model: Model, turn: Turn, system: str, messages: Sequence[msgspec.Raw]) -> AsyncGenerator[list[Event], None]:
+    def _models(self, turn: Turn, history: History) -> Sequence[Model]:
+        """The agent's models, or the one that was chosen for the session: an explicit choice does not fall back."""
+        chosen = history.settings.model
+        model = self._find_model(chosen) if chosen is not None else None
+        if chosen is not None and model is None:
+            log.warn(
+                "session {session}: its model {model} is not configured any more; the agent's own is used", session=str(turn.session), model=chosen
+            )
+        return turn.agent.models if model is None else (model,)
+
+    async def _ask(
+        self, model: Model, turn: Turn, history: History, system: str, messages: Sequence[msgspec.Raw]
+    ) -> AsyncGenerator[list[Event], None]:
         provider = self._providers.get(model.provider.id)
         if provider is None:
             raise Unavailable(f"This version cannot speak to {model.ref}: its api {model.provider.api!r} is not supported yet.")
-        request = ModelRequest(model, system, messages, sampling(turn, model), turn.run_id)
+        request = ModelRequest(model, system, messages, sampling(turn, history, model), turn.run_id)
         async with aclosing(provider.stream(request)) as batches:
             async for batch in batches:
                 yield batch
 
 
-def sampling(turn: Turn, model: Model) -> Sampling:
-    """What the caller asked for, over the agent's own `params`, over the model's limit where the model needs one."""
+def sampling(turn: Turn, history: History, model: Model) -> Sampling:
+    """What the caller asked for, over the session's thinking level and the agent's own `params`, over the model's limit where it needs one."""
     asked, params = turn.sampling, turn.agent.params
+    thinking = history.settings.thinking_level
+    if thinking is not None and asked.reasoning_effort is None:
+        asked = msgspec.structs.replace(asked, reasoning_effort="none" if thinking == "off" else thinking)
     if not params and model.provider.api != "local":
         return asked
     changes: dict[str, float | int] = {}

@@ -5,7 +5,7 @@ A port is two to four methods. The local implementation of each is in core/ or s
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -93,12 +93,34 @@ class RunResult(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
 
 
+class SessionSettings(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What clients have set for a session; field names as on the wire (`sessions.patch`). None: not set."""
+
+    label: str | None = None
+    thinking_level: str | None = None
+    verbose_level: str | None = None
+    reasoning_level: str | None = None
+    response_usage: str | None = None
+    elevated_level: str | None = None
+    exec_host: str | None = None
+    exec_security: str | None = None
+    exec_ask: str | None = None
+    exec_node: str | None = None
+    #: `provider/model`; the session's runs use it alone, without fallbacks.
+    model: str | None = None
+    spawned_by: str | None = None
+    spawn_depth: int | None = None
+    send_policy: str | None = None
+    group_activation: str | None = None
+
+
 class History(msgspec.Struct, frozen=True):
     """What a session holds: its current session id, the entry a new turn follows, and the messages a prompt gets."""
 
     session_id: str
     leaf: int | None
     messages: tuple[msgspec.Raw, ...]
+    settings: SessionSettings = SessionSettings()
 
 
 class ModelRequest(msgspec.Struct, frozen=True):
@@ -166,7 +188,17 @@ class Runs(Protocol):
         """Start (or queue) a run. Raises QueueFull, Unavailable (no model) or ServerShutdown at once, before anything is recorded."""
         ...
 
-    def get(self, run_id: str) -> Run | None: ...
+    def get(self, run_id: str) -> Run | None:
+        """A run that has not ended."""
+        ...
+
+    def find(self, session: str) -> Sequence[Run]:
+        """The live runs of a session, in order of submission: the first one thinks, the others wait."""
+        ...
+
+    def ended(self, run_id: str) -> RunResult | None:
+        """How a run ended, for ten minutes after (bounded)."""
+        ...
 
     def live(self) -> int:
         """How many runs have not ended."""
@@ -233,6 +265,103 @@ class TurnStore(Protocol):
         ...
 
 
+class SessionRow(msgspec.Struct, frozen=True):
+    """One session as lists show it. Tokens are sums over its current session id's turns; `last_*` are of its newest turn."""
+
+    key: str
+    agent_id: str
+    session_id: str
+    created_ms: int
+    updated_ms: int
+    turns: int
+    stateless: bool
+    settings: SessionSettings
+    input_tokens: int
+    output_tokens: int
+    last_outcome: Outcome | None = None
+    last_model: str | None = None
+    last_usage: Usage | None = None
+    #: The first user message and the newest message, cut; only where the query asked.
+    title: str | None = None
+    preview: str | None = None
+
+
+class SessionQuery(msgspec.Struct, frozen=True):
+    """What `Sessions.list` gives: newest first, at most `limit` (1-1000)."""
+
+    limit: int = 200
+    active_since_ms: int | None = None
+    agent_id: str | None = None
+    label: str | None = None
+    spawned_by: str | None = None
+    session_id: str | None = None
+    search: str | None = None
+    titles: bool = False
+    previews: bool = False
+
+
+class EntryMeta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is kept beside an assistant message; only what is set."""
+
+    outcome: Outcome | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage = Usage()
+    provider: str | None = None
+    model: str | None = None
+    door: str | None = None
+    metadata: dict[str, str] | None = None
+    error_code: str | None = None
+    #: Written by the gateway and not by a model: `inject`, `command`.
+    origin: str | None = None
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One message of a transcript, oldest first; `message` is canonical."""
+
+    id: int
+    run_id: str
+    message: msgspec.Raw
+    created_ms: int
+    meta: EntryMeta | None = None
+
+
+class Transcript(msgspec.Struct, frozen=True):
+    """The newest entries of a session, oldest first; everything that was recorded, also what prompts leave out."""
+
+    row: SessionRow
+    entries: tuple[Entry, ...]
+
+
+class Sessions(Protocol):
+    """The sessions there are. Whoever changes one that may have live runs holds its lane. All raise StorageUnavailable."""
+
+    def list(self, query: SessionQuery) -> Awaitable[Sequence[SessionRow]]: ...
+
+    def count(self) -> Awaitable[int]: ...
+
+    def get(self, key: str) -> Awaitable[SessionRow | None]: ...
+
+    def transcript(self, key: str, limit: int) -> Awaitable[Transcript | None]:
+        """The newest `limit` entries; None where there is no such session."""
+        ...
+
+    def patch(self, key: SessionKey, changes: Mapping[str, object]) -> Awaitable[SessionRow]:
+        """Set settings by their Python field names; None clears. Makes the session where it is missing. Raises InvalidRequest: label in use."""
+        ...
+
+    def reset(self, key: SessionKey) -> Awaitable[SessionRow]:
+        """A new session id under the same key; settings stay, counters begin anew, the old entries stay in the store."""
+        ...
+
+    def delete(self, key: SessionKey) -> Awaitable[bool]:
+        """The session and all its entries; False where there was none."""
+        ...
+
+    def append(self, key: SessionKey, message: msgspec.Raw, run_id: str, meta: EntryMeta) -> Awaitable[Entry]:
+        """Add a message that no run made. The session is made where it is missing."""
+        ...
+
+
 class New(msgspec.Struct, frozen=True):
     """The key was not in use; it is now, durably."""
 
@@ -283,8 +412,40 @@ class WorkspaceFile(msgspec.Struct, frozen=True):
     text: str | None
 
 
+class Applied(msgspec.Struct, frozen=True):
+    """What a write to the configuration did: key paths in force now, and those that wait for a restart."""
+
+    hash: str
+    hot: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
+
+
+class ConfigSource(msgspec.Struct, frozen=True):
+    """The configuration file as it is: its text (None: there is no file) and the SHA-256 of that text, in hexadecimal."""
+
+    path: str
+    text: str | None
+    hash: str
+
+
 class ConfigControl(Protocol):
     """The configuration in force. A request or a run reads `current` once, at its start."""
 
     @property
     def current(self) -> Settings: ...
+
+    def source(self) -> Awaitable[ConfigSource]:
+        """The file, read off the reactor."""
+        ...
+
+    def write(self, edit: Callable[[dict[str, Any]], None], base_hash: str | None = None) -> Awaitable[Applied]:
+        """Change the file: `edit` changes the tree as the file itself has it (without includes and substitution), what it leaves alone keeps its
+        text and comments. Checked as at the start before it is written; a change of `agents` is in force at once. Writes are serial.
+
+        Raises InvalidRequest: the file changed since `base_hash`, the result is not valid, or the change is in an included file.
+        """
+        ...
+
+    def changed(self, callback: Callable[[Settings], None]) -> Callable[[], None]:
+        """Hear of each new reading; call the result to stop."""
+        ...

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Protocol
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -19,6 +20,9 @@ from mayros.errors import GatewayError, InvalidRequest, RunAborted, RunTimeout, 
 from mayros.events import Event, FinishReason, ModelAnswered, Outcome, RunEnded, RunStarted, TextDelta, TurnFinished, Usage
 
 log = Logger()
+
+#: How long, and how many, ended runs can still be asked about.
+KEEP_SECONDS, KEEP_RUNS = 600.0, 1000
 
 
 class Thinker(Protocol):
@@ -100,6 +104,7 @@ class LocalRuns:
         self._thinker, self._store, self._idempotency = thinker, store, idempotency
         self._lanes, self._slots, self._clock, self._now_ms = lanes, slots, clock, now_ms
         self._live: dict[str, LiveRun] = {}
+        self._ended: dict[str, tuple[float, RunResult]] = {}
         self._watchers: list[Watcher] = []
         self._idle: list[Deferred[None]] = []
         self._draining = False
@@ -121,6 +126,15 @@ class LocalRuns:
     def get(self, run_id: str) -> LiveRun | None:
         """A run that has not ended."""
         return self._live.get(run_id)
+
+    def find(self, session: str) -> list[LiveRun]:
+        """See ports.Runs."""
+        return [run for run in self._live.values() if str(run.turn.session) == session]
+
+    def ended(self, run_id: str) -> RunResult | None:
+        """See ports.Runs."""
+        kept = self._ended.get(run_id)
+        return kept[1] if kept is not None and kept[0] > self._clock.seconds() else None
 
     def live(self) -> int:
         """How many runs have not ended."""
@@ -255,11 +269,21 @@ class LocalRuns:
         )
 
     def _end(self, run: LiveRun, result: RunResult) -> None:
+        if run.turn.door != "chat":
+            self._keep(result)
         run.end(result)
         if not self._live:
             idle, self._idle = self._idle, []
             for waiter in idle:
                 waiter.callback(None)
+
+    def _keep(self, result: RunResult) -> None:
+        """For whoever asks by the run's id a little later; HTTP clients never do."""
+        now, ended = self._clock.seconds(), self._ended
+        ended.pop(result.run_id, None)
+        ended[result.run_id] = (now + KEEP_SECONDS, msgspec.structs.replace(result, text=""))
+        while len(ended) > KEEP_RUNS or next(iter(ended.values()))[0] <= now:
+            del ended[next(iter(ended))]
 
     def _broken(self, failure: Failure, run: LiveRun) -> None:
         """The task itself failed: a defect, but whoever waits must not wait for ever."""

@@ -301,7 +301,7 @@ class GatewayChannel(HTTPChannel):
 
     def refuse(self, error: GatewayError, request_id: str) -> None:
         """Write a whole answer outside the request's own course, with `Connection: close`."""
-        self.persistent, self._refused = False, True
+        self.persistent, self._refused, self.body_due = False, True, False
         self.setTimeout(LINGER_SECONDS)
         body = error_body(error)
         lines = [
