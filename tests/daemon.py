@@ -19,7 +19,10 @@ ROOT = Path(__file__).parent.parent
 
 
 class Upstream:
-    """Answers chat completions, streamed: "one two three". `hold()` stops it after the first word until `go()`; `closed` is set when a client left."""
+    """Answers chat completions, streamed: "one two three".
+
+    `hold()` stops it after the first word until `go()`; `closed` is set when a client has left.
+    """
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)

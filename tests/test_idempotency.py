@@ -6,7 +6,7 @@ import sqlite3
 from typing import Any
 
 import msgspec
-from twisted.internet import reactor  # noqa: TID251  (real threads need it)
+from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 

@@ -63,7 +63,8 @@ class Base(SynchronousTestCase):
         self.count += 1
         agent = self.gateway.settings.directory.agents["main"]
         values: dict[str, Any] = {
-            "run_id": f"run{self.count}", "agent": agent, "session": SessionKey("main", session or f"only-{self.count}"), "stateless": session is None,
+            "run_id": f"run{self.count}", "agent": agent, "stateless": session is None,
+            "session": SessionKey("main", session or f"only-{self.count}"),
             "messages": (pack(Message("user", text)),), "door": "chat",
         }  # fmt: skip
         return Turn(**{**values, **fields})
