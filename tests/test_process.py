@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -150,8 +152,10 @@ class ServeTests(ProcessCase):
     def test_a_unix_socket_is_private(self) -> None:
         """`--listen unix:` serves, with mode 600, together with a second endpoint."""
         daemon = self.daemon()
-        path = os.path.relpath(daemon.folder / "s")
-        daemon.start("--listen", f"unix:{daemon.folder}/s", "--listen", f"tcp:{daemon.port}:interface=127.0.0.1")
+        folder = tempfile.mkdtemp()  # short: the path of a unix socket has at most 107 bytes
+        self.addCleanup(shutil.rmtree, folder)
+        path = f"{folder}/s"
+        daemon.start("--listen", f"unix:{path}", "--listen", f"tcp:{daemon.port}:interface=127.0.0.1")
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
