@@ -49,6 +49,9 @@ bench: $(VENV)/.installed-test ## measure against a floor of the same run
 faults: $(VENV)/.installed-test ## kill -9 the gateway many times and look for what was lost
 	$(BIN)/python .ci/kill9.py --rounds 25
 
+docs: $(VENV)/.installed ## write docs/protocol.schema.json anew from the types
+	$(BIN)/python -m mayros.ws.contract docs/protocol.schema.json
+
 clean: ## remove .venv and everything else that was made here
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -73,5 +76,5 @@ $(VENV)/.installed-check: $(VENV)/.installed-test
 	$(PIP) $(LINK) '.[local,test,check]'
 	@touch $@
 
-.PHONY: help serve test check bench faults clean
+.PHONY: help serve test check bench faults docs clean
 .DEFAULT_GOAL := help

@@ -38,6 +38,11 @@ class Effort:
     starts: int
     bursts: int
     pass_requests: int
+    #: Of the WebSocket measures: idle sockets and seconds with them, watchers of a run, connects of a pass.
+    sockets: int = 5_000
+    idle_seconds: float = 32.0
+    watchers: int = 1_000
+    churn: int = 2_000
 
 
 class Failures:

@@ -23,7 +23,7 @@ from bench import wire
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Agents of the gateway under test, each with the mock model of the same digits.
-SHAPES = ("8", "64", "50x50ms")
+SHAPES = ("8", "64", "50x50ms", "400x5ms")
 INSTRUCTIONS = """# Instructions
 
 You are the assistant of a small team. Answer in the language of the question, shortly and exactly. Say so when you do not know something.
@@ -177,6 +177,7 @@ class Rig:
         }
         self._serial = 0
         self._running: list[Process] = []
+        self._ws_load: Process | None = None
 
     def __enter__(self) -> Rig:
         try:
@@ -214,6 +215,20 @@ class Rig:
         try:
             port = int(process.line(self.left(15)))
             yield Server(process, port, "x", time.monotonic() - began)
+        finally:
+            self._stop(process)
+
+    @contextlib.contextmanager
+    def ws_floor(self, answer: str = "") -> Iterator[Server]:
+        """A fresh floor of the WebSocket measures; `answer` is the answer that it gives to each request."""
+        self._serial += 1
+        path = self.folder / f"answer-{self._serial}.json"
+        path.write_text(answer or "{}")
+        began = time.monotonic()
+        process = self._start(f"ws-floor-{self._serial}", ["-m", "bench.ws_floor", str(path)], self.server_cores)
+        try:
+            port = int(process.line(self.left(15)))
+            yield Server(process, port, "", time.monotonic() - began)
         finally:
             self._stop(process)
 
@@ -320,8 +335,26 @@ class Rig:
             self.busiest = max(self.busiest, (self._own_cpu() - ours) / answer["seconds"])
         return Result(answer, job["tokens"], cpu)
 
+    def sockets(self, server: Server, limit: float = 60, **job: Any) -> dict[str, Any]:
+        """A job of bench.ws_load on a server; `cpu` in the answer is the server's CPU seconds. Whether anything `failed` is for the caller to see."""
+        if self._ws_load is None:
+            self._ws_load = self._start("ws-load", ["-m", "bench.ws_load"], self.other_cores)
+        job |= {"port": server.port, "limit": self.left(limit)}
+        before, ours = cpu_seconds(server.pid), self._own_cpu()
+        self._ws_load.say(json.dumps(job))
+        answer: dict[str, Any] = json.loads(self._ws_load.line(job["limit"] + 30))
+        if server.process.popen.poll() is not None:
+            raise BenchError(f"{server.process.name} ended under load: {server.process.tail()}")
+        if "error" in answer:
+            raise BenchError(f"the load generator could not reach {server.process.name}: {answer['error']}")
+        answer["cpu"] = cpu_seconds(server.pid) - before
+        if answer.get("seconds", 0) > 0.5:
+            self.busiest = max(self.busiest, (self._own_cpu() - ours) / answer["seconds"])
+        return answer
+
     def _own_cpu(self) -> float:
-        return cpu_seconds(self.load.pid) + cpu_seconds(self.upstream.pid)
+        ours = [self.load, self.upstream, *([self._ws_load] if self._ws_load else ())]
+        return sum(cpu_seconds(process.pid) for process in ours)
 
 
 class Result:

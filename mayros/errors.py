@@ -5,6 +5,10 @@ One root, `GatewayError`; handlers raise, each door translates once. A class say
 written for the person who reads it. No message may hold a secret.
 """
 
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
 
 class GatewayError(Exception):
     """The gateway failed inside; its log has the details under the request id."""
@@ -219,3 +223,17 @@ class StartError(Exception):
 
 class ConfigError(StartError):
     """The configuration cannot be used. The message names the file and the key path."""
+
+
+def bare(error: E) -> E:
+    """The error without the frames that it and its causes went through.
+
+    For whoever keeps an error, or ends its way. The frames know whom they worked for (a run, a request with its body), and when one of these knows
+    the error they keep each other until the collector looks, which it does seldom.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        following = one.__cause__ or one.__context__
+        one.__traceback__ = one.__context__ = None
+        one = following
+    return error

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 import time
@@ -25,23 +26,28 @@ from mayros.config.secret import AuthSecret, resolve
 from mayros.core.address import Address, AddressRules
 from mayros.core.agent import AgentLoop
 from mayros.core.auth import Authenticator, make_limiter
+from mayros.core.devices import Devices
 from mayros.core.lanes import LocalLanes, LocalSlots
 from mayros.core.limits import Budget, ConnectionCounter
 from mayros.core.models import Provider
-from mayros.core.ports import ConfigControl, ModelProvider
+from mayros.core.ports import ModelProvider
 from mayros.core.routing import Settings
 from mayros.core.runs import LocalRuns
 from mayros.errors import ConfigError, StartError
 from mayros.net.statedir import StateDir, raise_open_files
+from mayros.ops.control import ConfigFile
 from mayros.ops.health import Health
 from mayros.ops.listen import Listeners, configured, parse_endpoint
 from mayros.ops.logs import AccessLog, Redactor, console
 from mayros.providers.local import LocalModel
 from mayros.providers.openai_chat import OpenAIChat
+from mayros.storage.agent_files import LocalAgentFiles
 from mayros.storage.database import Database
+from mayros.storage.devices import SqlDevices
 from mayros.storage.idempotency import SqlIdempotency
 from mayros.storage.maintenance import Maintenance
 from mayros.storage.overview import overview
+from mayros.storage.sessions import SqlSessions
 from mayros.storage.turns import SqlTurnStore
 from mayros.storage.workspace import FileWorkspace
 from mayros.web.app import ROUTES, Api, Root
@@ -53,7 +59,7 @@ from mayros.ws.protocol import ControlFactory, ControlResource
 
 log = Logger()
 
-#: Descriptors kept for files, the store, providers and the model, whatever `maxConnections` says.
+#: Descriptors kept for files, the store and the model.
 RESERVED_FILES = 128
 #: After the grace: for aborted runs to be recorded and their last bytes to leave.
 ABORT_SECONDS = 5.0
@@ -73,11 +79,10 @@ def wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Fixed:
-    """The configuration as it was at the start; see ports.ConfigControl."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.current = settings
+def connections_for(files: int, runs: int) -> int:
+    """How many clients may be connected with so many open files. Of what is left beside the reserve each run needs one for its provider."""
+    left = files - RESERVED_FILES
+    return max(64, left - min(runs, left // 2))
 
 
 class Adapters:
@@ -87,9 +92,13 @@ class Adapters:
         self._providers, self._state, self._reactor = settings.catalogue.providers, state, reactor
         self._made: dict[str, ModelProvider] = {}
         self.local: LocalModel | None = None
+        self.check(settings)
+
+    def check(self, settings: Settings) -> None:
+        """Raise ConfigError where an agent's model cannot be reached as its provider is configured: told at the start, not by the first run."""
         for agent in settings.directory.agents.values():
             for model in agent.models:
-                self.get(model.provider.id)  # what cannot work is told at the start
+                self.get(model.provider.id)
 
     def get(self, provider_id: str) -> ModelProvider | None:
         """The adapter, or None where this version has none for the provider's api. Raises ConfigError."""
@@ -127,22 +136,27 @@ class Core:
         config = settings.config
         self.database = Database(config.session.store or f"sqlite:///{state.join('mayros.db')}", reactor)
         self.store = SqlTurnStore(self.database)
+        self.sessions = SqlSessions(self.database, self.store, wall_ms)
         self.idempotency = SqlIdempotency(self.database, wall_ms)
+        self.devices = Devices(SqlDevices(self.database), wall_ms)
         self.maintenance = Maintenance(self.database, reactor, lambda: config.session.stateless, wall_ms)
-        self.workspace = FileWorkspace(reactor, self._in_thread)
+        self.workspace = FileWorkspace(reactor, self.in_thread)
+        self.agent_files = LocalAgentFiles(state.path, os.path.expanduser("~"), self.in_thread, wall_ms)
         self.providers = Adapters(settings, state, reactor)
         limits = config.gateway.limits
+        self.lanes = LocalLanes(limits.max_queued_per_session, limits.max_queued_runs)
         self.runs = LocalRuns(
             AgentLoop(self.providers, self.workspace, settings.catalogue.find),
             self.store,
             self.idempotency,
-            LocalLanes(limits.max_queued_per_session, limits.max_queued_runs),
+            self.lanes,
             LocalSlots(config.agents.defaults.max_concurrent, limits.max_queued_runs),
             reactor,
             wall_ms,
         )
 
-    def _in_thread(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+    def in_thread(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        """Run a function off the reactor."""
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)
 
     def open(self) -> None:
@@ -183,7 +197,7 @@ class Gateway(MultiService):
         self._endpoints = [parse_endpoint(reactor, text) for text in start.listen]
         self._port = self._chosen_port()
         self._listeners = Listeners()
-        self._redact = Redactor([model.provider.key for agent in settings.directory.agents.values() for model in agent.models])
+        self._redact = Redactor(provider.key for provider in settings.catalogue.providers.values())
         self.observer = console(config.logging.level, config.logging.console_style, lambda text: self._redact(text))
         self.stopping = False
 
@@ -223,8 +237,9 @@ class Gateway(MultiService):
             log.warn("{warning}", warning=warning)
         files = raise_open_files()
         secret = self._secret()
-        self._redact = Redactor([*(model.provider.key for agent in settings.directory.agents.values() for model in agent.models), secret.value])
+        self._redact = Redactor([*(provider.key for provider in settings.catalogue.providers.values()), secret.value])
         self.core = Core(settings, self.state, reactor, settings.environ)
+        self.control = ConfigFile(settings, self.core.in_thread, wall_ms, self.core.providers.check)
         self.core.open()
         self._build_doors(secret, files)
         self._listen(secret)
@@ -241,10 +256,11 @@ class Gateway(MultiService):
         )
         if not config.gateway.http.endpoints.chat_completions.enabled:
             log.info("POST /v1/chat/completions is disabled: set gateway.http.endpoints.chatCompletions.enabled to true")
-        # What lives until the end is not looked at by the collector again.
+        # What lives until the end is not looked at by the collector again. The rest is looked at seldom, but not so seldom that the cycles which
+        # ended WebSockets leave grow beyond some 30 MB.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(50_000, 20, 20)
+        gc.set_threshold(50_000, 5, 5)
 
     def _secret(self) -> AuthSecret:
         config, environ = self._settings.config, self._settings.environ
@@ -262,9 +278,9 @@ class Gateway(MultiService):
         limits = config.gateway.limits
         self._limiter = make_limiter(limits_of) if (limits_of := config.gateway.auth.rate_limit) is not None else None
         self.access = AccessLog(self.state.join("logs"), reactor, time.time, lambda text: self._redact(text))
-        self.health = Health(settings, lambda: overview(core.database), reactor, wall_ms)
+        self.health = Health(lambda: self.control.current, lambda: overview(core.database), reactor, wall_ms)
         bodies = Budget(limits.body_budget)
-        control = cast(ConfigControl, Fixed(settings))
+        control = self.control
         api = Api(control, core.runs, bodies, Ticker(reactor), self.not_ready)
         self._judge(secret, ())
         self._conversations = Conversations(
@@ -272,6 +288,10 @@ class Gateway(MultiService):
             authenticator=self._authenticator,
             runs=core.runs,
             idempotency=core.idempotency,
+            sessions=core.sessions,
+            devices=core.devices,
+            lanes=core.lanes,
+            agent_files=core.agent_files,
             clock=reactor,
             now_ms=wall_ms,
             monotonic=reactor.seconds,
@@ -291,7 +311,9 @@ class Gateway(MultiService):
             Root(api, doors),
             Gate(settings, self._rules, self._authenticator, ROUTES),
             bodies,
-            ConnectionCounter(limits.max_connections or max(64, files - RESERVED_FILES), limits.max_connections_per_address),
+            ConnectionCounter(
+                limits.max_connections or connections_for(files, config.agents.defaults.max_concurrent), limits.max_connections_per_address
+            ),
             reactor,
             self.access.record,
             time.time,
@@ -333,7 +355,8 @@ class Gateway(MultiService):
         if not self.core.database.writable:
             return "the store cannot be written"
         local = self.core.providers.local
-        only_local = all(model.provider.api == "local" for agent in self._settings.directory.agents.values() for model in agent.models)
+        agents = self.control.current.directory.agents.values()
+        only_local = all(model.provider.api == "local" for agent in agents for model in agent.models)
         if local is not None and only_local and not local.ready():
             return "the embedded model is not installed, or is being restarted"
         return None
@@ -341,11 +364,17 @@ class Gateway(MultiService):
     def _hangup(self, *_: object) -> None:
         self._reactor.callFromThread(log.info, "SIGHUP: this version does not reload its configuration; restart to apply changes")
 
+    def _hurry(self, *_: object) -> None:
+        """A second signal while the gateway stops: no more grace."""
+        self._reactor.callFromThread(self.core.runs.abort_all)
+
     async def stopService(self) -> None:
         """Stop in order: ports, then runs (with a grace), then clients, then the model, then the store."""
         if self.stopping:
             return
         self.stopping = True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._hurry)
         reactor, runs = self._reactor, self.core.runs
         grace = self._settings.config.gateway.shutdown.grace_ms / 1000
         log.info("stopping: {count} runs are live, they may take {grace:g} s", count=runs.live(), grace=grace)

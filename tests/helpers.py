@@ -10,11 +10,11 @@ client.answer()                               # status, headers, body
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.test import iosim
@@ -28,12 +28,32 @@ from mayros.core.auth import Authenticator
 from mayros.core.keys import SessionKey
 from mayros.core.lanes import LocalLanes, LocalSlots
 from mayros.core.limits import Budget, ConnectionCounter, FailureLimiter
-from mayros.core.ports import Claim, Conflict, Done, History, Lease, Live, ModelRequest, New, RunResult, Turn, WorkspaceFile
+from mayros.core.ports import (
+    Claim,
+    Conflict,
+    Done,
+    Entry,
+    EntryMeta,
+    History,
+    Lease,
+    Live,
+    ModelRequest,
+    New,
+    RunResult,
+    SessionQuery,
+    SessionRow,
+    SessionSettings,
+    Transcript,
+    Turn,
+    WorkspaceFile,
+)
 from mayros.core.routing import Agent, Settings
 from mayros.core.runs import LocalRuns
-from mayros.errors import StorageUnavailable
+from mayros.errors import InvalidRequest, StorageUnavailable
 from mayros.events import Event, ModelAnswered, TextDelta, TurnFinished, Usage
-from mayros.messages import Message, pack
+from mayros.messages import Message, pack, unpack
+from mayros.ops.control import ConfigFile
+from mayros.storage.agent_files import LocalAgentFiles
 from mayros.web.app import ROUTES, Api, Root
 from mayros.web.gate import Gate
 from mayros.web.site import Access, GatewaySite
@@ -132,6 +152,9 @@ class FakeStore:
     def __init__(self) -> None:
         self.turns: list[tuple[Turn, RunResult]] = []
         self.sessions: dict[str, list[msgspec.Raw]] = {}
+        #: What `FakeSessions` knows of them.
+        self.rows: dict[str, SessionRow] = {}
+        self.entries: dict[str, list[Entry]] = {}
         self.broken = False
         self._held: list[Deferred[None]] | None = None
 
@@ -139,7 +162,9 @@ class FakeStore:
         return History("s-fresh", None, ())
 
     def history(self, session: SessionKey) -> Deferred[History]:
-        return succeed(History(f"s-{session}", None, tuple(self.sessions.get(str(session), ()))))
+        row = self.rows.get(str(session))
+        session_id, settings = (f"s-{session}", SessionSettings()) if row is None else (row.session_id, row.settings)
+        return succeed(History(session_id, None, tuple(self.sessions.get(str(session), ())), settings))
 
     def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease) -> Deferred[None]:
         done: Deferred[None] = Deferred(lambda _: None)
@@ -147,6 +172,7 @@ class FakeStore:
             done.errback(StorageUnavailable())
             return done
         self.turns.append((turn, result))
+        self._list(turn, history, result)
         if not turn.stateless and result.text:
             self.sessions.setdefault(str(turn.session), []).extend([*turn.messages, pack(Message("assistant", result.text))])
         if self._held is None:
@@ -154,6 +180,26 @@ class FakeStore:
         else:
             self._held.append(done)
         return done
+
+    def _list(self, turn: Turn, history: History, result: RunResult) -> None:
+        key, usage = str(turn.session), result.usage
+        row = self.rows.get(key) or SessionRow(
+            key, turn.agent.id, history.session_id, result.started_at_ms, 0, 0, turn.stateless, SessionSettings(), 0, 0
+        )
+        self.rows[key] = msgspec.structs.replace(
+            row, updated_ms=result.ended_at_ms, turns=row.turns + 1, input_tokens=row.input_tokens + usage.input,
+            output_tokens=row.output_tokens + usage.output, last_outcome=result.outcome, last_model=result.model, last_usage=usage,
+        )  # fmt: skip
+        meta = EntryMeta(result.outcome, result.finish_reason, usage, result.provider, result.model, turn.door, error_code=result.error_code)
+        for message in turn.messages:
+            self.add(key, message, result.run_id, result.started_at_ms, None)
+        self.add(key, pack(Message("assistant", result.text)), result.run_id, result.ended_at_ms, meta)
+
+    def add(self, key: str, message: msgspec.Raw, run_id: str, now_ms: int, meta: EntryMeta | None) -> Entry:
+        """One more entry of a session."""
+        entries = self.entries.setdefault(key, [])
+        entries.append(Entry(len(entries) + 1, run_id, message, now_ms, meta))
+        return entries[-1]
 
     def recover(self) -> None: ...
 
@@ -181,8 +227,97 @@ class FakeIdempotency:
             return Conflict()
         return Live(known[1]) if known[2] is None else Done(known[2])
 
+    async def finish(self, claim: Claim, result: RunResult) -> None:
+        digest, run_id, _ = self.kept[claim.scope, claim.key]
+        self.kept[claim.scope, claim.key] = (digest, run_id, result)
+
     async def release(self, claim: Claim) -> None:
         del self.kept[claim.scope, claim.key]
+
+
+class FakeSessions:
+    """Sessions in memory: those of a FakeStore. `broken` makes everything fail."""
+
+    def __init__(self, store: FakeStore, now_ms: Callable[[], int]) -> None:
+        self._store, self._now_ms = store, now_ms
+        self._count = 0
+        self.broken = False
+
+    def _check(self) -> None:
+        if self.broken:
+            raise StorageUnavailable
+
+    async def list(self, query: SessionQuery) -> list[SessionRow]:
+        self._check()
+        needle = (query.search or "").lower()
+        found = [
+            row
+            for row in self._store.rows.values()
+            if query.agent_id in (None, row.agent_id)
+            and query.label in (None, row.settings.label)
+            and query.spawned_by in (None, row.settings.spawned_by)
+            and query.session_id in (None, row.session_id)
+            and (query.active_since_ms or 0) <= row.updated_ms
+            and (needle in row.key.lower() or needle in (row.settings.label or "").lower())
+        ]
+        found.sort(key=lambda row: (-row.updated_ms, row.key))
+        return [self._with_texts(row, query) for row in found[: query.limit]]
+
+    def _with_texts(self, row: SessionRow, query: SessionQuery) -> SessionRow:
+        said = [unpack(entry.message) for entry in self._store.entries.get(row.key, ())]
+        title = next((message.content for message in said if message.role == "user"), None)
+        preview = next((message.content for message in reversed(said) if message.content), None)
+        return msgspec.structs.replace(row, title=title if query.titles else None, preview=preview if query.previews else None)
+
+    async def count(self) -> int:
+        self._check()
+        return len(self._store.rows)
+
+    async def get(self, key: str) -> SessionRow | None:
+        self._check()
+        return self._store.rows.get(key)
+
+    async def transcript(self, key: str, limit: int) -> Transcript | None:
+        self._check()
+        row = self._store.rows.get(key)
+        return Transcript(row, tuple(self._store.entries.get(key, ())[-limit:])) if row is not None else None
+
+    def _made(self, key: SessionKey) -> SessionRow:
+        self._check()
+        now = self._now_ms()
+        known = self._store.rows.get(str(key))
+        row = known or SessionRow(str(key), key.agent_id, f"s-{key}", now, now, 0, False, SessionSettings(), 0, 0)
+        self._store.rows[row.key] = row = msgspec.structs.replace(row, updated_ms=now)
+        return row
+
+    async def patch(self, key: SessionKey, changes: Mapping[str, Any]) -> SessionRow:
+        row = self._made(key)
+        label = changes.get("label")
+        if label is not None and any(other.settings.label == label for other in self._store.rows.values() if other.key != row.key):
+            raise InvalidRequest(f"label already in use: {label}", param="label")
+        self._store.rows[row.key] = row = msgspec.structs.replace(row, settings=msgspec.structs.replace(row.settings, **changes))
+        return row
+
+    async def reset(self, key: SessionKey) -> SessionRow:
+        row = self._made(key)
+        self._count += 1
+        self._store.rows[row.key] = row = msgspec.structs.replace(
+            row, session_id=f"s-new-{self._count}", turns=0, input_tokens=0, output_tokens=0, last_outcome=None, last_usage=None
+        )
+        self._store.sessions.pop(row.key, None)
+        self._store.entries.pop(row.key, None)
+        return row
+
+    async def delete(self, key: SessionKey) -> bool:
+        self._check()
+        self._store.sessions.pop(str(key), None)
+        self._store.entries.pop(str(key), None)
+        return self._store.rows.pop(str(key), None) is not None
+
+    async def append(self, key: SessionKey, message: msgspec.Raw, run_id: str, meta: EntryMeta) -> Entry:
+        row = self._made(key)
+        self._store.sessions.setdefault(row.key, []).append(message)
+        return self._store.add(row.key, message, run_id, self._now_ms(), meta)
 
 
 class FakeWorkspace:
@@ -292,15 +427,18 @@ class Answer:
 
 
 class Harness:
-    """A gateway in memory. `changes` are laid over BASE."""
+    """A gateway in memory. `changes` are laid over BASE. Its configuration file and workspaces are in `state_dir`, where a test gives one."""
 
-    def __init__(self, test: Any, changes: dict[str, Any] | None = None, control: Resource | None = None) -> None:
+    def __init__(self, test: Any, changes: dict[str, Any] | None = None, control: Resource | None = None, state_dir: str = "/nonexistent") -> None:
         self.clock = Clock()
         self.clock.advance(1_000)
         test.addCleanup(self.close)
-        self.settings = settings(changes)
+        self.settings = settings(changes, state_dir)
+        self.config = ConfigFile(self.settings, maybeDeferred, lambda: int(self.clock.seconds() * 1000))
+        self.agent_files = LocalAgentFiles(state_dir, f"{state_dir}/home", maybeDeferred, lambda: int(self.clock.seconds() * 1000))
         self.provider, self.store, self.workspace = FakeProvider(), FakeStore(), FakeWorkspace()
         self.idempotency = FakeIdempotency()
+        self.sessions = FakeSessions(self.store, lambda: int(self.clock.seconds() * 1000))
         self.clients: list[Client] = []
         self.access: list[Access] = []
         self.not_ready: str | None = None
@@ -324,8 +462,7 @@ class Harness:
         )
         self.bodies = Budget(limits.body_budget)
         self.ticker = Ticker(self.clock)
-        self.current = self.settings
-        api = Api(self, self.runs, self.bodies, self.ticker, lambda: self.not_ready)
+        api = Api(self.config, self.runs, self.bodies, self.ticker, lambda: self.not_ready)
         self.connections = ConnectionCounter(limits.max_connections or 1000, limits.max_connections_per_address)
         self.site = GatewaySite(
             Root(api, control or Resource()),

@@ -8,7 +8,7 @@ from twisted.web.http_headers import Headers as TwistedHeaders
 from mayros.config.schema import Auth, AuthMode, Cors, Gateway, Http, RateLimit, TrustedProxy
 from mayros.core.address import Address, AddressRules, Headers
 from mayros.core.auth import OPERATOR_SCOPES, Authenticator, make_limiter
-from mayros.core.limits import FailureLimiter
+from mayros.core.limits import FailureLimiter, retry_after
 from mayros.core.ports import Principal
 from mayros.errors import ConfigError, Forbidden, GatewayError, TooManyAuthFailures, Unauthorized
 
@@ -57,11 +57,16 @@ class Door:
         return 200
 
     def socket(self, presented: str | None, *lines: tuple[str, str], peer: str | None = REMOTE, now: float = 0.0) -> bool | tuple[int, int | None]:
-        """Ask the WebSocket door: right or wrong, or (429, Retry-After)."""
-        try:
-            return self.auth.secret_ok(presented, self.address(peer, *(lines or (HERE,))), now)
-        except TooManyAuthFailures as error:
-            return error.status, error.retry_after
+        """Ask as the WebSocket door does: right or wrong, or (429, Retry-After)."""
+        address = self.address(peer, *(lines or (HERE,)))
+        left = self.auth.lockout(address, now)
+        if left > 0:
+            return 429, retry_after(left)
+        if presented is None:
+            return False
+        right = self.auth.matches(presented)
+        self.auth.count(address, now, right)
+        return right
 
 
 class SharedSecretTests(SynchronousTestCase):
@@ -232,8 +237,8 @@ class LimiterTests(SynchronousTestCase):
         rules = AddressRules.build(Gateway(), [])
         address = rules.of(REMOTE, sent(HERE))
         old, new = (Authenticator("token", secret, Auth(), rules, limiter) for secret in ("old", "new"))
-        self.assertFalse(old.secret_ok("x", address, 0))
-        self.assertRaises(TooManyAuthFailures, new.secret_ok, "new", address, 1)
+        old.count(address, 0, old.matches("x"))
+        self.assertEqual(299, new.lockout(address, 1))
 
 
 class NoneModeTests(SynchronousTestCase):

@@ -14,38 +14,77 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.cli.agent import final_text
 from mayros.cli.main import main
-from mayros.cli.place import Place, Refused
+from mayros.cli.place import Place
 from mayros.core.models import EMBEDDED
 from mayros.errors import StartError
 from mayros.net.statedir import StateDir
+from mayros.ws.conversation import CallFailed
 
 FINAL = {"runId": "r", "status": "ok", "summary": "completed", "result": {"payloads": [{"text": "Hello there", "mediaUrl": None}], "meta": {}}}
 
 
 class FakeGateway:
-    """Stands for ws.client.call: keeps what it was asked, sends `says` as the reply's deltas, ends in `final` or raises it."""
+    """Stands for ws.client.connect: keeps what it was asked, sends `says` as the reply's deltas, ends each request in `final` or raises it.
+
+    `finals` gives methods answers of their own.
+    """
 
     def __init__(self, final: Any = FINAL, says: tuple[str, ...] = ()) -> None:
         self.final, self.says = final, says
+        self.finals: dict[str, Any] = {}
         self.calls: list[dict[str, Any]] = []
+        self.hello: dict[str, Any] = {
+            "type": "hello-ok",
+            "protocol": 4,
+            "snapshot": {"stateDir": "/srv/state", "sessionDefaults": {"mainKey": "main"}},
+        }
 
-    async def call(self, reactor: object, url: str, **asked: Any) -> Any:
-        """One call of a method."""
-        self.calls.append({"url": url, **asked})
-        for delta in self.says:
-            run_id = asked["params"].get("idempotencyKey")
-            asked["on_event"]("agent", {"runId": run_id, "stream": "assistant", "data": {"text": "cumulative", "delta": delta}})
-            asked["on_event"]("agent", {"runId": "somebody else's", "stream": "assistant", "data": {"delta": "NOT THIS"}})
-            asked["on_event"]("tick", {"ts": 1})
-        if isinstance(self.final, BaseException):
+    async def connect(self, reactor: object, url: str, **how: Any) -> FakeConnection:
+        """A connection; `calls` has what it was made with beside what is asked of it."""
+        if isinstance(self.final, OSError | CallFailed):
             raise self.final
-        return self.final
+        return FakeConnection(self, {"url": url, **how})
+
+    def methods(self) -> list[tuple[str, Any]]:
+        """What was asked."""
+        return [(call["method"], call["params"]) for call in self.calls]
+
+
+class FakeConnection:
+    """One of its connections."""
+
+    def __init__(self, gateway: FakeGateway, how: dict[str, Any]) -> None:
+        self._gateway, self._how = gateway, how
+        self.hello = gateway.hello
+
+    async def __aenter__(self) -> FakeConnection:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def request(self, method: str, params: Any = None, *, timeout: float | None = None, expect_final: bool = False) -> Any:
+        """One call of a method."""
+        gateway, heard = self._gateway, self._how["on_event"]
+        gateway.calls.append({**self._how, "method": method, "params": params, "timeout": timeout, "expect_final": expect_final})
+        if method == "agent":
+            run = {"runId": params.get("idempotencyKey"), "sessionKey": "agent:main:told"}
+            for delta in gateway.says:
+                heard("agent", {**run, "stream": "assistant", "data": {"text": "cumulative", "delta": delta}})
+                heard("agent", {"runId": "somebody else's", "stream": "assistant", "data": {"delta": "NOT THIS"}})
+                heard("tick", {"ts": 1})
+        final = gateway.finals.get(method, gateway.final)
+        if isinstance(final, Deferred):
+            return await final
+        if isinstance(final, BaseException):
+            raise final
+        return final
 
 
 class CommandLine(SynchronousTestCase):
@@ -65,11 +104,23 @@ class CommandLine(SynchronousTestCase):
 
     def mayros(self, *args: str, **environ: str) -> Result:
         """Run a command; nothing but SystemExit may come out of it."""
-        place = Place({**self.environ, **environ}, calls=lambda: self.gateway.call, drive=self.drive)
+        place = Place({**self.environ, **environ}, connects=lambda: self.gateway.connect, drive=self.drive)
         result = CliRunner().invoke(main, args, obj=place)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result
+
+    def interrupted(self, *args: str) -> Result:
+        """Run a command, and press Ctrl-C when it waits."""
+
+        def drive(run: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
+            work = Deferred.fromCoroutine(run(Clock()))
+            self.assertNoResult(work)
+            work.cancel()
+            self.failureResultOf(work, CancelledError)
+            raise KeyboardInterrupt
+
+        return CliRunner().invoke(main, args, obj=Place(self.environ, connects=lambda: self.gateway.connect, drive=drive))
 
     def drive(self, run: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         """Run a coroutine that never waits, as the reactor would; its failure is raised."""
@@ -279,7 +330,7 @@ class AgentTests(CommandLine):
         self.mayros("agent", "--message", "again")
         first, second = self.gateway.calls
         self.assertEqual((first["url"], first["token"], first["password"]), ("ws://127.0.0.1:4444/", "a-token-of-the-file", None))
-        self.assertEqual(first["method"], "agent")
+        self.assertEqual((first["method"], first["expect_final"]), ("agent", True))
         params = dict(first["params"])
         self.assertNotEqual(params.pop("idempotencyKey"), second["params"]["idempotencyKey"])
         self.assertEqual(params, {"message": "hi", "agentId": "beta", "sessionKey": "work", "timeout": 30})
@@ -324,29 +375,47 @@ class AgentTests(CommandLine):
     def test_failure(self) -> None:
         """A run that fails after some text: the text's line is ended, the error is one line, the status 1."""
         self.gateway.says = ("Hel",)
-        self.gateway.final = StartError("cannot reach the gateway at ws://127.0.0.1:4444/:\n start it", 1)
+        self.gateway.final = StartError("cannot go on with the\n run", 1)
         result = self.mayros("agent", "--message", "hi")
-        self.assertRefused(result, 1, "cannot reach", "start it")
+        self.assertRefused(result, 1, "cannot go on with the run")
         self.assertEqual(result.stdout, "Hel\n")
 
     def test_failure_as_json(self) -> None:
         """With --json the payload that came with a failure is printed too, for the partial answer is in it."""
-        self.gateway.final = Refused("The run reached its time limit.", {"status": "timeout"})
+        self.gateway.finals["agent"] = CallFailed("UNAVAILABLE", "The run reached its time limit.", payload={"status": "timeout"})
         result = self.mayros("agent", "--message", "hi", "--json")
         self.assertRefused(result, 1, "time limit")
         self.assertEqual(json.loads(result.stdout), {"status": "timeout"})
 
     def test_interrupted(self) -> None:
-        """Ctrl-C ends with 130 and no traceback."""
-        self.gateway.final = KeyboardInterrupt()
-        result = self.mayros("agent", "--message", "hi")
+        """Ctrl-C aborts the run at the gateway, in the session that the run's events told, and ends with 130 and no traceback."""
+        self.gateway.says = ("Hel",)
+        self.gateway.finals = {"agent": Deferred(), "chat.abort": {"ok": True, "aborted": True}}
+        result = self.interrupted("agent", "--message", "hi")
         self.assertEqual((result.exit_code, result.stderr.strip()), (130, ""))
+        run, abort = self.gateway.methods()
+        self.assertEqual(abort, ("chat.abort", {"sessionKey": "agent:main:told", "runId": run[1]["idempotencyKey"]}))
+
+    def test_interrupted_before_any_event(self) -> None:
+        """Then the session is the one that was asked for, or the main one of the agent."""
+        self.gateway.finals = {"chat.abort": {"ok": True}}
+        for options, session in ((("--session-key", "work"), "work"), (("--agent", "beta"), "agent:beta:main"), ((), "main")):
+            self.gateway.finals["agent"] = Deferred()
+            self.interrupted("agent", "--message", "hi", *options)
+            self.assertEqual(self.gateway.calls[-1]["params"]["sessionKey"], session)
+
+    def test_interrupted_without_an_answer(self) -> None:
+        """Where the run cannot be aborted, that is said."""
+        self.gateway.finals = {"agent": Deferred(), "chat.abort": CallFailed("UNAVAILABLE", "The gateway gave no answer within 3 s.")}
+        result = self.interrupted("agent", "--message", "hi")
+        self.assertEqual(result.exit_code, 130)
+        self.assertIn("may go on", result.stderr)
 
     def test_usage(self) -> None:
-        """Wrong usage is status 2 and one line; there is no way to put a token on the command line."""
+        """Wrong usage is status 2 and one line."""
         self.assertRefused(self.mayros("agent"), 2, "--message")
         self.assertRefused(self.mayros("agent", "--message", "  "), 2, "--message")
-        self.assertRefused(self.mayros("agent", "--message", "hi", "--token", "x"), 2, "--token")
+        self.assertRefused(self.mayros("agent", "--message", "hi", "--token", "x", "--token-file", __file__), 2, "--token")
         self.assertRefused(self.mayros("agent", "--message", "hi", "--local", "--url", "ws://a"), 2, "--local")
         self.assertRefused(self.mayros("agent", "--message", "hi", "--timeout", "0"), 2, "--timeout")
         self.assertRefused(self.mayros("agnet"), 2, "agnet")
@@ -474,7 +543,7 @@ class StartTests(CommandLine):
     def test_help(self) -> None:
         """`mayros --help` lists the commands; without a command the help is wrong usage."""
         listed = self.mayros("--help").stdout
-        for command in ("agent", "config", "gateway", "models", "setup"):
+        for command in ("agent", "agents", "config", "devices", "gateway", "models", "sessions", "setup"):
             self.assertIn(f"  {command}", listed)
         self.assertEqual(self.mayros().exit_code, 2)
 

@@ -55,6 +55,15 @@ class Keys(TestCase):
         await self.begin("run1")
         self.assertEqual(await self.begin("run2"), Live("run1"))
 
+    async def test_an_answer_without_a_turn(self) -> None:
+        """What a command said is kept like the answer of a run; a key that is not held is not answered."""
+        result = RunResult("run1", "agent:main:main", "s", "main", "ok", "Done.", self.now, self.now)
+        await self.begin("run1")
+        await self.keys.finish(Claim("owner", "k1"), result)
+        self.assertEqual(await self.begin("run2"), Done(result))
+        await self.keys.finish(Claim("owner", "nobody"), result)
+        self.assertEqual(await self.begin(key="nobody"), New(Claim("owner", "nobody")))
+
     async def test_after_the_run(self) -> None:
         """A repeat after the end gets the same answer."""
         await self.begin("run1")

@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.keys import SessionKey
 from mayros.core.ports import Claim, Principal, Run, Turn
+from mayros.core.runs import KEEP_RUNS
 from mayros.errors import (
     ContextLengthExceeded,
     InvalidRequest,
@@ -272,6 +273,48 @@ class RunTests(Base):
         """The id of a live run cannot be used again."""
         self.submit(self.turn(run_id="same"))
         self.assertRaises(InvalidRequest, self.submit, self.turn(run_id="same"))
+
+    def test_the_runs_of_a_session(self) -> None:
+        """In order of submission, as long as they live."""
+        first, second = self.submit(), self.submit()
+        self.submit(self.turn(session="other"))
+        self.assertEqual([first, second], self.runs.find("agent:main:s"))
+        self.provider.say("x")
+        self.provider.stop()
+        self.assertEqual([second], self.runs.find("agent:main:s"))
+        self.assertEqual([], self.runs.find("agent:main:nothing"))
+
+    def test_how_a_run_ended_is_known_for_a_while(self) -> None:
+        """For ten minutes, without its text; not of HTTP requests, whose clients never ask."""
+        self.submit(self.turn(door="ws"))
+        self.assertIsNone(self.runs.ended("run1"))
+        self.provider.say("x")
+        self.provider.stop()
+        kept = self.runs.ended("run1")
+        assert kept is not None
+        self.assertEqual(("ok", ""), (kept.outcome, kept.text))
+        self.clock.advance(600)
+        self.assertIsNone(self.runs.ended("run1"))
+        self.submit(self.turn(door="chat"))
+        self.provider.stop()
+        self.assertIsNone(self.runs.ended("run2"))
+
+    def test_ended_runs_are_bounded(self) -> None:
+        """The newest thousand."""
+        for _ in range(KEEP_RUNS + 2):
+            self.submit(self.turn(session=None, door="ws"))
+            self.provider.stop()
+        self.assertEqual([True, True, False, False], [self.runs.ended(f"run{number}") is None for number in (1, 2, 3, KEEP_RUNS)])
+
+    def test_check_starts_nothing(self) -> None:
+        """It raises what submitting would."""
+        turn = self.turn(run_id="same")
+        self.runs.check(turn)
+        self.assertEqual(0, self.runs.live())
+        self.submit(turn)
+        self.assertRaises(InvalidRequest, self.runs.check, turn)
+        self.runs.drain()
+        self.assertRaises(Unavailable, self.runs.check, self.turn())
 
     def test_watchers_hear_of_all_runs_until_they_stop(self) -> None:
         """A watcher that stopped hears nothing more."""

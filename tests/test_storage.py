@@ -18,12 +18,12 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mayros.config.schema import Milliseconds, Stateless
 from mayros.core.keys import SessionKey
-from mayros.core.ports import Claim, Done, History, Lease, Live, New, RunResult, Turn
+from mayros.core.ports import Claim, Done, History, Lease, Live, New, RunResult, SessionQuery, SessionSettings, Turn
 from mayros.core.routing import Agent
 from mayros.errors import StartError, StorageUnavailable
 from mayros.events import Usage
 from mayros.messages import Message, pack, unpack
-from mayros.storage import maintenance, migrate
+from mayros.storage import listing, maintenance, migrate
 from mayros.storage.database import Database
 from mayros.storage.engine import default_url, make_engine, parse_url
 from mayros.storage.history import Histories
@@ -561,6 +561,31 @@ class Migrations(SynchronousTestCase):
         with engine.connect() as connection:
             self.assertEqual(compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata), [])
 
+    def test_store_of_the_first_revision(self) -> None:
+        """A store written before there were settings and devices is opened with all it holds, and goes on."""
+        path = os.path.join(self.folder, "mayros.db")
+        open(path, "wb").close()
+        old = make_engine(parse_url(self.url))
+        migrate._upgrade(old, "0001")
+        with old.begin() as connection:
+            connection.exec_driver_sql("INSERT INTO sessions VALUES ('agent:main:alice', 'main', 's1', 0, 5, 9, 1, 12, 7)")
+            connection.exec_driver_sql("INSERT INTO sessions VALUES ('agent:main:openai:1', 'main', 's2', 1, 6, 8, 1, 12, 7)")
+            body = '{"role":"user","content":"Hello?"}'
+            connection.exec_driver_sql("INSERT INTO entries VALUES (1, 's1', NULL, 'r1', 'message', ?, NULL, 5)", (body,))
+            meta = '{"outcome":"ok","usage":{"input":12,"output":7},"model":"m"}'
+            body = '{"role":"assistant","content":"Hi."}'
+            connection.exec_driver_sql("INSERT INTO entries VALUES (2, 's1', 1, 'r1', 'message', ?, ?, 9)", (body, meta))
+        self.assertEqual(migrate.current(old), "0001")
+        old.dispose()
+        engine = open_engine(self.url)
+        self.addCleanup(engine.dispose)
+        self.assertEqual(migrate.current(engine), migrate.HEAD)
+        with engine.connect() as connection:
+            alice, stateless = listing.page(connection, SessionQuery(titles=True))
+            self.assertEqual((alice.key, alice.title, alice.last_outcome, alice.last_model), ("agent:main:alice", "Hello?", "ok", "m"))
+            self.assertEqual((alice.settings, alice.input_tokens, alice.updated_ms), (SessionSettings(), 12, 9))
+            self.assertEqual((stateless.key, stateless.stateless), ("agent:main:openai:1", True))
+
     def test_migration_is_all_or_nothing(self) -> None:
         """A migration that fails half-way leaves the store as it was."""
         path = os.path.join(self.folder, "half.db")
@@ -690,6 +715,20 @@ class Pruning(StoreTestCase):
         self.assertEqual(await self.maintenance.sweep(), 0)
         self.assertEqual(len((await self.store.history(SessionKey("main", "openai:x"))).messages), 4)
 
+    async def test_entries_of_deleted_sessions(self) -> None:
+        """What a delete that was interrupted left of a session goes with the next sweep, and nothing else."""
+        await self.say("Hello?", "Hi.")
+        (gone,) = self.rows("SELECT session_id FROM sessions")
+        sql = "INSERT INTO deleted_sessions VALUES (?)"
+        await self.database.call(lambda connection: connection.exec_driver_sql("DELETE FROM sessions"))
+        await self.database.call(lambda connection: connection.exec_driver_sql(sql, gone))
+        self.store = self.open()
+        await self.say("Still here?", "Yes.")
+        await self.maintenance.sweep()
+        self.assertEqual(self.rows("SELECT count(*) FROM entries WHERE body LIKE '%Hello%'"), [(0,)])
+        self.assertEqual(len((await self.store.history(ALICE)).messages), 2)
+        self.assertEqual(self.rows("SELECT * FROM deleted_sessions"), [])
+
     async def test_expired_keys(self) -> None:
         """Answers of idempotency keys go when their time is over; a live key stays."""
         keys = SqlIdempotency(self.database, lambda: self.now)
@@ -751,11 +790,23 @@ class HistoriesInMemory(SynchronousTestCase):
         first = self.history(10, 20)
         grown.put("a", first)
         second = History("s", 2, (*first.messages, msgspec.Raw(b"x" * 30)))
-        grown.put("a", second, follows=first)
+        grown.extend("a", second, follows=first)
         whole.put("a", second)
         self.assertEqual(grown.used_bytes, whole.used_bytes)
         grown.drop("a")
         self.assertEqual(grown.used_bytes, 0)
+
+    def test_what_has_changed_since_is_forgotten(self) -> None:
+        """A history that extends another one than what is kept, or one that was dropped, is not kept: what it follows is not known to be true."""
+        kept = Histories(10_000)
+        first = self.history(10)
+        second = History("s", 2, (*first.messages, msgspec.Raw(b"x" * 30)))
+        kept.extend("a", second, follows=first)
+        self.assertIsNone(kept.get("a"))
+        kept.put("a", self.history(10))
+        kept.extend("a", second, follows=first)
+        self.assertIsNone(kept.get("a"))
+        self.assertEqual(kept.used_bytes, 0)
 
     def test_too_large_for_the_whole_cache(self) -> None:
         """One giant session does not push out all others."""

@@ -8,11 +8,11 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.ports import Claim, Conflict, Done, Live, New
-from mayros.errors import ServerShutdown, StorageUnavailable, Unavailable
+from mayros.errors import RunAborted, ServerShutdown, StorageUnavailable, Unavailable
 from mayros.events import Usage
 from mayros.ws.session import MAX_IN_FLIGHT
 from tests.helpers import FakeIdempotency
-from tests.test_ws import WRITE, World, agent_params, ask, tell
+from tests.test_ws import READ, WRITE, World, agent_params, ask, tell
 
 
 class AgentTests(SynchronousTestCase):
@@ -27,13 +27,21 @@ class AgentTests(SynchronousTestCase):
         tell(self.session, "agent", agent_params(**params), id="a")
         for text in texts:
             self.world.provider.say(text)
+            self.world.clock.advance(0)  # what comes in one turn of the reactor is one event
         self.world.provider.stop(usage=Usage(10, 8, 3))
         return self.link.take()
+
+    def end_and_final(self) -> tuple[Any, Any]:
+        """The last lifecycle event and the last answer."""
+        frames = self.link.take()
+        ends = [frame for frame in frames if frame.get("event") == "agent" and frame["payload"]["stream"] == "lifecycle"]
+        return ends[-1], [frame for frame in frames if frame["type"] == "res"][-1]
 
     def test_accepted_events_final(self) -> None:
         """Two answers under one id, and between them what the run says."""
         frames = self.run_agent("word", " word")
         accepted, final = [frame for frame in frames if frame["type"] == "res"]
+        self.assertIs(accepted, frames[0])
         self.assertEqual({"runId": "k-1", "status": "accepted", "acceptedAt": 1_000_000}, accepted["payload"])
         self.assertEqual(("a", True), (final["id"], final["ok"]))
         payload = final["payload"]
@@ -96,10 +104,11 @@ class AgentTests(SynchronousTestCase):
             ({"deliver": True}, "deliver: "),
             ({"channel": "telegram"}, "unknown channel: telegram"),
             ({"timeout": "5"}, "at /timeout: must be integer"),
+            ({"thinking": "deeply"}, "invalid thinking (use "),
         ):
             error = ask(self.session, self.link, "agent", agent_params(**change))["error"]
             self.assertEqual("INVALID_REQUEST", error["code"])
-            self.assertTrue(error["message"].startswith("invalid agent params: "), error["message"])
+            self.assertTrue(error["message"].startswith(("invalid agent params: ", "invalid thinking")), error["message"])
             self.assertIn(words, error["message"])
         self.assertIn("must be object", ask(self.session, self.link, "agent", [1])["error"]["message"])
         self.assertEqual({}, self.world.harness.idempotency.kept)
@@ -116,7 +125,7 @@ class AgentTests(SynchronousTestCase):
         self.world.provider.say("half")
         self.world.clock.advance(5)
         self.world.clock.advance(0)
-        *_, end, final = self.link.take()
+        end, final = self.end_and_final()
         self.assertEqual(("end", "timeout", True), tuple(end["payload"]["data"][key] for key in ("phase", "outcome", "aborted")))
         self.assertEqual((False, "UNAVAILABLE", "timeout"), (final["ok"], final["error"]["code"], final["payload"]["status"]))
         self.assertEqual({"code": "run_timeout"}, final["error"]["details"])
@@ -127,7 +136,7 @@ class AgentTests(SynchronousTestCase):
         """The error as it was recorded, and a lifecycle error event."""
         tell(self.session, "agent", agent_params())
         self.world.provider.push(Unavailable("The model is on fire."))
-        *_, end, final = self.link.take()
+        end, final = self.end_and_final()
         self.assertEqual(("error", "The model is on fire."), (end["payload"]["data"]["phase"], end["payload"]["data"]["error"]))
         self.assertEqual(("error", "The model is on fire."), (final["payload"]["status"], final["payload"]["summary"]))
         self.assertEqual(("UNAVAILABLE", "The model is on fire.", 1000), tuple(final["error"][k] for k in ("code", "message", "retryAfterMs")))
@@ -139,7 +148,7 @@ class AgentTests(SynchronousTestCase):
         self.world.provider.say("half")
         self.world.harness.runs.abort("k-1", ServerShutdown())
         self.world.clock.advance(0)
-        *_, end, final = self.link.take()
+        end, final = self.end_and_final()
         self.assertEqual(("end", True), (end["payload"]["data"]["phase"], end["payload"]["data"]["aborted"]))
         self.assertEqual(
             ("error", "aborted", "server_shutdown"), (final["payload"]["status"], final["payload"]["outcome"], final["error"]["details"]["code"])
@@ -207,6 +216,39 @@ class AgentTests(SynchronousTestCase):
         self.world.provider.say("for nobody")
         self.world.provider.stop()
         self.assertEqual("for nobody", self.world.harness.store.turns[-1][1].text)
+
+    def test_thinking(self) -> None:
+        """A level for this run only."""
+        self.run_agent("ok", thinking="medium")
+        self.assertEqual("medium", self.world.harness.store.turns[-1][0].sampling.reasoning_effort)
+
+    def test_new_and_reset(self) -> None:
+        """The session is reset, and what follows is the message; any other command is text for the model."""
+        self.run_agent("hi")
+        self.run_agent("done", message="/new start here", idempotencyKey="k-2")
+        self.assertEqual([{"role": "user", "content": "start here"}], self.world.provider.seen)
+        self.run_agent("hm", message="/status", idempotencyKey="k-3")
+        self.assertEqual("/status", self.world.provider.seen[-1]["content"])
+
+    def test_new_alone(self) -> None:
+        """A short reply of the gateway instead of a run; a repeat does not reset again."""
+        for _ in range(2):
+            frames = self.run_agent(message=" /RESET ")
+            payload = [frame for frame in frames if frame["type"] == "res"][-1]["payload"]
+            self.assertEqual(("ok", [{"text": "New session started.", "mediaUrl": None}]), (payload["status"], payload["result"]["payloads"]))
+            about = payload["result"]["meta"]["agentMeta"]
+            self.assertEqual(("s-new-1", "mayros", "gateway-injected"), (about["sessionId"], about["provider"], about["model"]))
+        self.assertEqual([], self.world.provider.requests)
+
+    def test_new_while_the_session_stays_active(self) -> None:
+        """Accepted, then an error that may be tried again with the same key."""
+        self.world.harness.store.hold()
+        self.run_agent("slow disk")
+        tell(self.session, "agent", agent_params(message="/new", idempotencyKey="k-2"))
+        self.world.clock.advance(15)
+        accepted, final = [frame for frame in self.link.take() if frame["type"] == "res"]
+        self.assertEqual(("accepted", False, True), (accepted["payload"]["status"], final["ok"], final["error"]["retryable"]))
+        self.assertNotIn(("ws:agent:owner", "k-2"), self.world.harness.idempotency.kept)
 
     def test_requests_in_flight_are_bounded(self) -> None:
         """One connection cannot have more than 256 unanswered requests."""
@@ -289,3 +331,132 @@ class ClaimTests(SynchronousTestCase):
         self.link.take()
         self.assertIsNone(lost.kept["ws:agent:owner", "k-1"][2])
         self.assertIn("was lost", ask(self.session, self.link, "agent", agent_params())["error"]["message"])
+
+
+class WaitTests(SynchronousTestCase):
+    """`agent.wait`."""
+
+    def setUp(self) -> None:
+        self.world = World(self)
+        self.session, self.link = self.world.connect(WRITE)
+
+    def wait(self, **params: Any) -> list[Any]:
+        """The payloads of the answers there are to one wait."""
+        self.link.take()
+        tell(self.session, "agent.wait", {"runId": "k-1", **params}, id="w")
+        return self.answers()
+
+    def answers(self) -> list[Any]:
+        return [frame["payload"] for frame in self.link.take() if frame["type"] == "res" and frame["id"] == "w"]
+
+    def start(self, **params: Any) -> None:
+        tell(self.session, "agent", agent_params(**params), id="a")
+
+    def test_a_run_that_ends_well(self) -> None:
+        """Answered when it ends, and for ten minutes after."""
+        self.start()
+        self.assertEqual([], self.wait())
+        self.world.clock.advance(2)
+        self.world.provider.stop()
+        ended = {"runId": "k-1", "status": "ok", "startedAt": 1_000_000, "endedAt": 1_002_000}
+        self.assertEqual([ended], self.answers())
+        self.assertEqual([ended], self.wait(timeoutMs=0))
+        self.world.clock.advance(600)
+        self.assertEqual([{"runId": "k-1", "status": "timeout"}], self.wait(timeoutMs=0))
+
+    def test_a_run_that_goes_on(self) -> None:
+        """`timeout` without times, after 30 seconds or as long as was asked; the run goes on."""
+        self.start()
+        self.assertEqual([], self.wait())
+        self.world.clock.advance(29.9)
+        self.assertEqual([], self.answers())
+        self.world.clock.advance(0.2)
+        self.assertEqual([{"runId": "k-1", "status": "timeout"}], self.answers())
+        self.assertEqual([], self.wait(timeoutMs=500))
+        self.world.clock.advance(0.5)
+        self.assertEqual([{"runId": "k-1", "status": "timeout"}], self.answers())
+        self.assertEqual([{"runId": "k-1", "status": "timeout"}], self.wait(timeoutMs=0))
+        self.assertIsNotNone(self.world.harness.runs.get("k-1"))
+
+    def test_a_run_that_fails(self) -> None:
+        """At once, with the error's text."""
+        self.start()
+        self.wait()
+        self.world.provider.fail(Unavailable("The model is on fire."))
+        (answer,) = self.answers()
+        self.assertEqual(("error", "The model is on fire."), (answer["status"], answer["error"]))
+
+    def test_an_aborted_run(self) -> None:
+        """An error, at once: `timeout` would mean to ask again."""
+        self.start()
+        self.wait()
+        self.world.harness.runs.abort("k-1", RunAborted())
+        self.world.clock.advance(0)
+        (answer,) = self.answers()
+        self.assertEqual(("error", "The run was aborted.", True, 1_000_000), tuple(answer[k] for k in ("status", "error", "aborted", "endedAt")))
+
+    def test_a_run_out_of_time(self) -> None:
+        """`timeout` with its times."""
+        self.start(timeout=5)
+        self.wait()
+        self.world.clock.advance(5)
+        self.world.clock.advance(0)
+        (answer,) = self.answers()
+        self.assertEqual(("timeout", 1_000_000, 1_005_000), tuple(answer[k] for k in ("status", "startedAt", "endedAt")))
+
+    def test_a_run_that_begins_later(self) -> None:
+        """Its request may be on the way: it is waited for."""
+        keys = self.world.gateway.idempotency = SlowIdempotency()
+        self.start()
+        self.assertEqual([], self.wait())
+        keys.go()
+        self.world.provider.stop()
+        self.assertEqual(["ok"], [answer["status"] for answer in self.answers()])
+        self.assertEqual({}, self.world.gateway.awaited)
+
+    def test_a_run_that_never_begins(self) -> None:
+        """Timeout; nobody is kept, nor when the client leaves."""
+        self.wait(timeoutMs=100)
+        self.world.clock.advance(0.1)
+        self.assertEqual([{"runId": "k-1", "status": "timeout"}], self.answers())
+        self.wait()
+        self.session.closed()
+        self.assertEqual({}, self.world.gateway.awaited)
+
+    def test_a_command(self) -> None:
+        """What no model answered has ended too."""
+        tell(self.session, "chat.send", {"sessionKey": "main", "message": "/help", "idempotencyKey": "k-1"})
+        self.assertEqual(["ok"], [answer["status"] for answer in self.wait()])
+
+    def test_refused(self) -> None:
+        """By name."""
+        for params, words in (
+            ({}, "must have required property 'runId'"),
+            ({"runId": ""}, "at /runId: must NOT have fewer than 1 characters"),
+            ({"runId": "r", "timeoutMs": -1}, "at /timeoutMs: must be >= 0"),
+        ):
+            self.assertEqual(f"invalid agent.wait params: {words}", ask(self.session, self.link, "agent.wait", params)["error"]["message"])
+
+
+class IdentityTests(SynchronousTestCase):
+    """`agent.identity.get`."""
+
+    def test_identities(self) -> None:
+        """By agent or by session; what is not configured has a default."""
+        identity = {"name": "Bea", "emoji": "*", "avatar": "https://example.net/b.png"}
+        world = World(self, {"agents": {"list": [{"id": "main"}, {"id": "beta", "identity": identity}]}})
+        session, link = world.connect(READ)
+        main = {"agentId": "main", "name": "Assistant", "avatar": "A"}
+        for params, expected in (
+            (None, main),
+            ({"agentId": "main", "sessionKey": "x"}, main),
+            ({"agentId": "Beta"}, {"agentId": "beta", **identity}),
+            ({"sessionKey": "agent:beta:x"}, {"agentId": "beta", **identity}),
+        ):
+            self.assertEqual(expected, ask(session, link, "agent.identity.get", params)["payload"])
+        for params, words in (
+            ({"agentId": "nobody"}, 'unknown agent id "nobody"'),
+            ({"agentId": "main", "sessionKey": "agent:beta:x"}, 'agent "main" does not match session key agent "beta"'),
+            ({"sessionKey": "agent:beta"}, "sessionKey is malformed"),
+        ):
+            self.assertIn(f"invalid agent.identity.get params: {words}", ask(session, link, "agent.identity.get", params)["error"]["message"])

@@ -5,84 +5,63 @@ Over the WebSocket of the running gateway; with `--local` the same run in this p
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mayros.cli.place import Place, Refused, here, target
+from mayros.cli.remote import Refused, Remote, gateway_options
+from mayros.cli.show import clean, print_json
 from mayros.core.keys import new_id
 
-#: What a terminal would obey: the C0 and C1 controls but tab and newline.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+if TYPE_CHECKING:
+    from mayros.ws.connection import Connection
+
 #: Added to the run's own limit before the command gives up waiting, in seconds.
 PATIENCE = 15.0
+#: How long Ctrl-C waits until the gateway has aborted the run, in seconds.
+ABORT_SECONDS = 3.0
 
 
 @click.command()
 @click.option("-m", "--message", required=True, help="What to say to the agent.")
 @click.option("--agent", "agent_id", metavar="ID", help="The agent; without it the default agent.")
 @click.option("--session-key", metavar="KEY", help="The conversation to go on with; without it the agent's main session.")
-@click.option("--json", "as_json", is_flag=True, help="Print the final result as JSON, and nothing before it.")
 @click.option("--local", is_flag=True, help="Run in this process, without a gateway.")
 @click.option("--timeout", type=click.IntRange(1, 86_400), metavar="S", help="Seconds the run may take.")
-@click.option("--url", metavar="URL", help="Another gateway: ws://, wss:// or unix:/path. Stored secrets are not sent there.")
-@click.option("--token-file", type=click.Path(exists=True, dir_okay=False), help="A file that holds the gateway's token.")
-@click.pass_context
-def agent(
-    ctx: click.Context,
-    message: str,
-    agent_id: str | None,
-    session_key: str | None,
-    as_json: bool,
-    local: bool,
-    timeout: int | None,
-    url: str | None,
-    token_file: str | None,
-) -> None:
-    """Send one message to an agent and print its reply.
+@gateway_options(seconds=None)
+def agent(remote: Remote, message: str, agent_id: str | None, session_key: str | None, local: bool, timeout: int | None) -> None:
+    """Send one message to an agent and print its reply as it comes. Ctrl-C aborts the run.
 
-    With --url, or to use another token, set MAYROS_GATEWAY_TOKEN or give --token-file: secrets do not belong on a command line.
+    With --json the final result is printed, and nothing before it.
     """
-    place = here(ctx)
     if not message.strip():
         raise click.UsageError("--message must not be empty")
-    if local and (url or token_file):
-        raise click.UsageError("--local runs without a gateway: leave out --url and --token-file")
-    reply = Reply(not as_json, sys.stdout.isatty())
+    if local and remote.elsewhere:
+        raise click.UsageError("--local runs without a gateway: leave out --url, --token-file, --token and --password")
+    reply = Reply(not remote.json, sys.stdout.isatty())
     try:
         if local:
             from mayros.cli.local import run
 
-            payload = place.drive(lambda reactor: run(reactor, place, message, agent_id, session_key, timeout, reply.text))
+            place = remote.place
+            payload: Any = place.drive(lambda reactor: run(reactor, place, message, agent_id, session_key, timeout, reply.text))
         else:
-            payload = remote(place, message, agent_id, session_key, timeout, url, token_file, reply)
+            payload = ask(remote, message, agent_id, session_key, timeout, reply)
     except Exception as failure:
         reply.line()
-        if as_json and isinstance(failure, Refused) and failure.payload is not None:
-            click.echo(json.dumps(failure.payload, ensure_ascii=False))
+        if remote.json and isinstance(failure, Refused) and failure.payload is not None:
+            print_json(failure.payload)
         raise
-    if as_json:
-        click.echo(json.dumps(payload, ensure_ascii=False))
+    if remote.json:
+        print_json(payload)
     else:
         reply.end(final_text(payload))
 
 
-def remote(
-    place: Place,
-    message: str,
-    agent_id: str | None,
-    session_key: str | None,
-    timeout: int | None,
-    url: str | None,
-    token_file: str | None,
-    reply: Reply,
-) -> Any:
-    """Run it on a gateway; the final payload of the method `agent`."""
-    to = target(place, url, token_file)
+def ask(remote: Remote, message: str, agent_id: str | None, session_key: str | None, timeout: int | None, reply: Reply) -> Any:
+    """Run it on a gateway; the final payload of the method `agent`. A cancelled wait aborts the run."""
     run_id = new_id()
     params: dict[str, Any] = {"message": message, "idempotencyKey": run_id}
     if agent_id is not None:
@@ -91,20 +70,34 @@ def remote(
         params["sessionKey"] = session_key
     if timeout is not None:
         params["timeout"] = timeout
-    call = place.calls()
-    return place.drive(
-        lambda reactor: call(
-            reactor,
-            to.url,
-            token=to.token,
-            password=to.password,
-            method="agent",
-            params=params,
-            on_event=reply.watch(run_id),
-            timeout=(timeout or 86_400) + PATIENCE,
-            scopes=("operator.read", "operator.write"),
-        )
-    )
+
+    async def running(connection: Connection) -> Any:
+        from twisted.internet.defer import CancelledError
+
+        try:
+            return await connection.request("agent", params, timeout=(timeout or 86_400) + PATIENCE, expect_final=True)
+        except CancelledError:
+            await _abort(connection, run_id, reply.session_key or session_key or _main_session(connection, agent_id))
+            raise
+
+    return remote.talk(running, on_event=reply.watch(run_id))
+
+
+async def _abort(connection: Connection, run_id: str, session_key: str) -> None:
+    from mayros.ws.conversation import CallFailed
+
+    try:
+        await connection.request("chat.abort", {"sessionKey": session_key, "runId": run_id}, timeout=ABORT_SECONDS)
+    except CallFailed as failure:
+        click.echo(f"\nwarning: the run may go on, for it could not be aborted: {clean(failure.message)}", err=True)
+
+
+def _main_session(connection: Connection, agent_id: str | None) -> str:
+    """The session that a run without a session key has."""
+    snapshot = connection.hello.get("snapshot")
+    defaults = snapshot.get("sessionDefaults") if isinstance(snapshot, dict) else None
+    main_key = defaults.get("mainKey") if isinstance(defaults, dict) else None
+    return f"agent:{agent_id}:{main_key or 'main'}" if agent_id is not None else str(main_key or "main")
 
 
 class Reply:
@@ -113,18 +106,24 @@ class Reply:
     def __init__(self, shown: bool, terminal: bool) -> None:
         self._shown, self._terminal = shown, terminal
         self._parts: list[str] = []
+        #: The run's session, once an event has told it.
+        self.session_key: str | None = None
 
     def text(self, delta: str) -> None:
         """More of the reply."""
         self._parts.append(delta)
         if self._shown:
-            click.echo(_CONTROL.sub("", delta) if self._terminal else delta, nl=False)
+            click.echo(clean(delta) if self._terminal else delta, nl=False)
 
     def watch(self, run_id: str) -> Callable[[str, Mapping[str, Any]], None]:
         """A function that takes the gateway's events and shows what the run of that id says."""
 
         def on_event(name: str, payload: Mapping[str, Any]) -> None:
-            if name != "agent" or payload.get("runId") != run_id or payload.get("stream") != "assistant":
+            if name != "agent" or not isinstance(payload, dict) or payload.get("runId") != run_id:
+                return
+            if isinstance(payload.get("sessionKey"), str):
+                self.session_key = payload["sessionKey"]
+            if payload.get("stream") != "assistant":
                 return
             data = payload.get("data")
             delta = data.get("delta") if isinstance(data, dict) else None

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import click
-import msgspec
 
 from mayros.cli.place import here
 from mayros.config.load import lookup, redact
+from mayros.config.show import effective
 
 
 @click.group()
@@ -62,19 +62,6 @@ def validate(ctx: click.Context, strict: bool) -> None:
 def path(ctx: click.Context) -> None:
     """Print where the configuration file is, or would be."""
     click.echo(here(ctx).config_path)
-
-
-def effective(section: Any) -> Any:
-    """A configuration struct as the tree the file would hold if it set everything."""
-    if isinstance(section, msgspec.Struct):
-        kind = type(section)
-        names = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)
-        return {name: effective(getattr(section, field)) for field, name in names}
-    if isinstance(section, dict):
-        return {name: effective(value) for name, value in section.items()}
-    if isinstance(section, tuple | list):
-        return [effective(value) for value in section]
-    return section
 
 
 def _show(value: Any, as_json: bool) -> None:

@@ -1,14 +1,20 @@
-"""`mayros gateway`: run the daemon in this process, ask one whether it is well, print the secret. Imports tap, ws.client and config when asked."""
+"""`mayros gateway`: run the daemon in this process, ask one how it is or anything else, print the secret. Imports tap and config when asked."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mayros.cli.place import credential, here, target
+from mayros.cli.place import credential, here
+from mayros.cli.remote import Refused, Remote, gateway_options
+from mayros.cli.show import cell, print_json
+
+if TYPE_CHECKING:
+    from mayros.ws.connection import Connection
 
 
 @click.group()
@@ -42,36 +48,88 @@ def run(config: str | None, port: int | None, listen: tuple[str, ...], allow_unc
 
 
 @gateway.command()
-@click.option("--url", metavar="URL", help="Another gateway: ws://, wss:// or unix:/path. Stored secrets are not sent there.")
-@click.option("--token-file", type=click.Path(exists=True, dir_okay=False), help="A file that holds the gateway's token.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
-@click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True, metavar="S", help="Seconds to wait.")
-@click.pass_context
-def health(ctx: click.Context, url: str | None, token_file: str | None, as_json: bool, timeout: float) -> None:
+@gateway_options(seconds=10.0)
+def health(remote: Remote) -> None:
     """Ask the gateway how it is: status 0 when it is healthy, 1 when it is not or cannot be reached."""
-    place = here(ctx)
-    to = target(place, url, token_file)
-    call = place.calls()
-    payload: Any = place.drive(
-        lambda reactor: call(
-            reactor,
-            to.url,
-            token=to.token,
-            password=to.password,
-            method="health",
-            params={},
-            on_event=None,
-            timeout=timeout,
-            scopes=("operator.read",),
-        )
-    )
+    payload = remote.talk(lambda connection: connection.request("health", timeout=remote.timeout), signed=False)
     healthy = isinstance(payload, dict) and payload.get("ok") is True
-    if as_json:
-        click.echo(json.dumps(payload, ensure_ascii=False))
+    if remote.json:
+        print_json(payload)
     elif healthy:
-        click.echo(f"The gateway at {to.url} is healthy.")
+        click.echo(f"The gateway at {remote.target.url} is healthy.")
     if not healthy:
-        raise click.ClickException(f"the gateway at {to.url} says that it is not healthy")
+        raise click.ClickException(f"the gateway at {remote.target.url} says that it is not healthy")
+
+
+@gateway.command()
+@gateway_options(seconds=10.0)
+def probe(remote: Remote) -> None:
+    """Connect as this machine's device and tell what answers: version, protocol, scopes. Status 1 when it refuses or cannot be reached."""
+    began = time.monotonic()
+
+    async def look(connection: Connection) -> dict[str, Any]:
+        connected_ms = round((time.monotonic() - began) * 1000)
+        return _found(remote.target.url, connected_ms, connection.hello, await connection.request("health", timeout=remote.timeout))
+
+    try:
+        found = remote.talk(look)
+    except Refused as failure:
+        if remote.json:
+            print_json({"ok": False, "url": remote.target.url, "error": {"code": failure.code, "message": failure.message}})
+        raise
+    if remote.json:
+        print_json(found)
+    else:
+        for name, value in found.items():
+            click.echo(f"{name}: {cell(value)}")
+    if not found["ok"]:
+        raise click.ClickException(f"the gateway at {remote.target.url} says that it is not healthy")
+
+
+def _found(url: str, connected_ms: int, hello: dict[str, Any], health: Any) -> dict[str, Any]:
+    server, auth, features, snapshot = (_part(hello, name) for name in ("server", "auth", "features", "snapshot"))
+    methods = features.get("methods")
+    return {
+        "ok": isinstance(health, dict) and health.get("ok") is True,
+        "url": url,
+        "version": server.get("version"),
+        "host": server.get("host"),
+        "protocol": hello.get("protocol"),
+        "connectMs": connected_ms,
+        "uptimeMs": snapshot.get("uptimeMs"),
+        "authMode": snapshot.get("authMode"),
+        "role": auth.get("role"),
+        "scopes": auth.get("scopes"),
+        "methods": len(methods) if isinstance(methods, list) else 0,
+    }
+
+
+def _part(hello: dict[str, Any], name: str) -> dict[str, Any]:
+    part = hello.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+@gateway.command()
+@click.argument("method")
+@click.option("--params", metavar="JSON", default="{}", help="The method's parameters, a JSON object.")
+@click.option("--expect-final", is_flag=True, help="Wait for the answer that is not just accepted.")
+@gateway_options()
+def call(remote: Remote, method: str, params: str, expect_final: bool) -> None:
+    """Call a METHOD of the gateway and print its answer as JSON, with --json on one line. docs/protocol.md lists the methods."""
+    try:
+        given = json.loads(params)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise click.UsageError("--params must be a JSON object")
+    indent = None if remote.json else 2
+    try:
+        payload = remote.call(method, given, expect_final=expect_final)
+    except Refused as failure:
+        if failure.payload is not None:
+            print_json(failure.payload, indent)
+        raise
+    print_json(payload, indent)
 
 
 @gateway.command()

@@ -13,53 +13,46 @@ from urllib.parse import urlsplit
 
 import click
 
+from mayros.errors import StartError
+
 if TYPE_CHECKING:
     from mayros.config.load import Loaded
     from mayros.config.secret import AuthSecret
     from mayros.core.routing import Settings
+    from mayros.ws.identity import Identity
 
-#: `call(reactor, url, token=, password=, method=, params=, on_event=, timeout=, scopes=)` of ws/client.py, with failures as `Refused`.
-Call = Callable[..., Coroutine[Any, Any, Any]]
-
-
-class Refused(click.ClickException):
-    """The gateway could not be reached, or said no. `payload` is what came with it."""
-
-    def __init__(self, message: str, payload: object = None) -> None:
-        super().__init__(message)
-        self.payload = payload
+#: `connect(reactor, url, token=, password=, identity=, gateway=, scopes=, on_event=, timeout=)` of ws/client.py.
+Connect = Callable[..., Coroutine[Any, Any, Any]]
 
 
-def _call() -> Call:
-    from importlib.metadata import version
+def _connect() -> Connect:
+    from importlib.metadata import PackageNotFoundError, version
 
-    from mayros.ws.client import CallFailed, call
+    from mayros.ws.client import connect
 
-    async def calling(*args: Any, **options: Any) -> Any:
-        try:
-            return await call(*args, version=version("mayros-gateway"), **options)
-        except CallFailed as failure:
-            hint = ""
-            if failure.message.startswith("Cannot reach"):
-                hint = " (is it running? `mayros gateway run` starts one)"
-            elif not options.get("token") and not options.get("password"):
-                hint = " (no secret was sent: set MAYROS_GATEWAY_TOKEN, or name a file with --token-file)"
-            raise Refused(failure.message + hint, failure.payload) from failure
+    try:
+        own = version("mayros-gateway")
+    except PackageNotFoundError:
+        # Run from its tree, not installed.
+        own = "dev"
 
-    return calling
+    def connecting(*args: Any, **options: Any) -> Coroutine[Any, Any, Any]:
+        return connect(*args, version=own, **options)
+
+    return connecting
 
 
 class Place:
-    """The surroundings of one command. `calls` gives the function that speaks to a gateway, `drive` the one that runs a coroutine."""
+    """The surroundings of one command. `connects` gives the function that connects to a gateway, `drive` the one that runs a coroutine."""
 
     def __init__(
         self,
         environ: Mapping[str, str] | None = None,
-        calls: Callable[[], Call] = _call,
+        connects: Callable[[], Connect] = _connect,
         drive: Callable[[Callable[[Any], Coroutine[Any, Any, Any]]], Any] | None = None,
     ) -> None:
         self.environ = dict(os.environ if environ is None else environ)
-        self.calls = calls
+        self.connects = connects
         self._drive = drive
 
     def drive(self, main: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
@@ -69,6 +62,22 @@ class Place:
 
             self._drive = drive
         return self._drive(main)
+
+    def identity(self) -> Identity | None:
+        """This machine's device identity, made where there is none; None where the state directory cannot be used. Raises StartError: damaged."""
+        from mayros.net.statedir import StateDir, recognise_foreign
+        from mayros.ws.identity import Identity
+
+        if recognise_foreign(self.state_dir):
+            return None
+        try:
+            folder = StateDir.open(self.state_dir).join("identity")
+        except StartError:
+            return None
+        try:
+            return Identity.open(folder, time.time_ns() // 1_000_000)
+        except OSError:
+            return None
 
     @property
     def state_dir(self) -> str:
@@ -105,41 +114,51 @@ class Place:
 
 
 class Target(NamedTuple):
-    """A gateway to talk to. No secret shows in its repr."""
+    """A gateway to talk to. `own`: this machine's; device tokens of others are kept under their URLs. No secret shows in its repr."""
 
     url: str
     token: str | None
     password: str | None
+    own: bool = False
+
+    @property
+    def gateway(self) -> str:
+        """The name under which its device token is kept; empty (`identity.OWN`) for this machine's."""
+        return "" if self.own else self.url.rstrip("/")
+
+    @property
+    def secret(self) -> bool:
+        """Whether there is a shared secret to send."""
+        return bool(self.token or self.password)
 
     def __repr__(self) -> str:
         return f"<Target {self.url}>"
 
 
-def target(place: Place, url: str | None, token_file: str | None) -> Target:
+def target(place: Place, url: str | None, token: str | None = None, password: str | None = None) -> Target:
     """The gateway that a command means.
 
     With `url`, only a secret given beside it is used, never a stored one: a stored secret must not travel to an address that happens to be on
     the command line. Without, `gateway.remote` in mode `remote`, else the gateway of this machine's configuration.
     """
-    if url is not None or token_file is not None:
-        secret = _read(token_file) if token_file is not None else None
-        if url is not None:
-            environ = place.environ
-            token = secret or environ.get("MAYROS_GATEWAY_TOKEN") or None
-            return Target(_checked(url), token, None if secret else environ.get("MAYROS_GATEWAY_PASSWORD") or None)
-    else:
-        secret = None
+    given = bool(token or password)
+    if url is not None:
+        if not given:
+            token, password = (place.environ.get(name) or None for name in ("MAYROS_GATEWAY_TOKEN", "MAYROS_GATEWAY_PASSWORD"))
+        return Target(checked(url), token, password)
     loaded = place.load()
     gateway = loaded.config.gateway
     if gateway.mode == "remote":
         if not gateway.remote.url:
             raise click.ClickException("gateway.mode is remote, but gateway.remote.url is not set")
-        return Target(_checked(gateway.remote.url), secret or gateway.remote.token, None if secret else gateway.remote.password)
+        if not given:
+            token, password = gateway.remote.token, gateway.remote.password
+        return Target(checked(gateway.remote.url), token, password)
     address = f"ws://{_host(gateway.bind, gateway.custom_bind_host)}:{port(place, gateway.port)}/"
-    if secret is not None:
-        return Target(address, secret, None)
+    if given:
+        return Target(address, token, password, own=True)
     known = credential(place, loaded)
-    return Target(address, known.value if known.mode == "token" else None, known.value if known.mode == "password" else None)
+    return Target(address, known.value if known.mode == "token" else None, known.value if known.mode == "password" else None, own=True)
 
 
 def credential(place: Place, loaded: Loaded) -> AuthSecret:
@@ -167,7 +186,8 @@ def _host(bind: str, custom: str | None) -> str:
     return f"[{custom}]" if ":" in custom else custom
 
 
-def _checked(url: str) -> str:
+def checked(url: str) -> str:
+    """A gateway's URL, as it is; UsageError for what is none or holds a password."""
     if url.startswith(("unix:/", "/")):
         return url
     try:
@@ -182,7 +202,7 @@ def _checked(url: str) -> str:
     return url
 
 
-def _read(path: str) -> str:
+def read_token(path: str) -> str:
     """The secret in a file, without the end of its line."""
     from mayros.net.files import read_bounded
 

@@ -62,14 +62,15 @@ def config_path(environ: Mapping[str, str]) -> str:
     return _expand(path, environ) if path else os.path.join(state_dir(environ), "mayros.json")
 
 
-def load(path: str, environ: Mapping[str, str], *, state_dir: str, cwd: str | None = None, strict: bool = False) -> Loaded:
+def load(path: str, environ: Mapping[str, str], *, state_dir: str, cwd: str | None = None, strict: bool = False, data: bytes | None = None) -> Loaded:
     """Read the configuration at `path`.
 
     `environ` is the environment of the start; `.env` in `cwd` (where given) and in `state_dir` fill in what it lacks. With `strict` an unknown
-    key is an error wherever it stands. Raises ConfigError naming the file and, where there is one, the line or the key path.
+    key is an error wherever it stands. `data` is read in place of the main file. Raises ConfigError naming the file and, where there is one,
+    the line or the key path.
     """
     warnings: list[str] = []
-    reader = Reader(path)
+    reader = Reader(path, data)
     tree = reader.read()
     exists = tree is not None
     tree = tree or {}

@@ -100,7 +100,7 @@ class Http(Section, frozen=True):
 
 
 class Limits(Section, frozen=True):
-    """`gateway.limits`. `max_connections` None: the open-file limit less a reserve."""
+    """`gateway.limits`. `max_connections` None: the open-file limit less a reserve and what runs need."""
 
     max_connections: int | None = None
     max_connections_per_address: int = 256

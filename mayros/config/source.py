@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -36,6 +36,7 @@ _BRACKET = re.compile(r"""\"(?:[^"\\]|\\.)*(?:"|\Z)|'(?:[^'\\]|\\.)*(?:'|\Z)|//[
 _PLACE = re.compile(r"(?:<string>:|\bline )(\d+)")
 _BYTE = re.compile(r" \(byte (\d+)\)$")
 _VARIABLE = re.compile(r"\$(\$?)\{([A-Z_][A-Z0-9_]*)\}")
+_NOTHING = object()
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_$-]+")
 
 
@@ -169,24 +170,23 @@ def _check(tree: Any, name: str, path: str, depth: int) -> None:
 
 
 class Reader:
-    """Reads a main file and what it includes. `files` lists the real paths that were read, the main one first."""
+    """Reads a main file and what it includes. `files` lists the real paths that were read, the main one first.
 
-    def __init__(self, path: str) -> None:
+    `data` stands for the content of the main file: what it is about to become.
+    """
+
+    def __init__(self, path: str, data: bytes | None = None) -> None:
         self.path = path
+        self._data = data
         self.files: list[str] = []
         self._total = 0
         self._root = os.path.dirname(os.path.realpath(path))
 
     def read(self) -> dict[str, Any] | None:
         """The merged tree, or None where the main file is missing. Raises ConfigError."""
-        try:
-            data = read_bounded(self.path, MAX_FILE)
-        except FileNotFoundError:
+        data = read_file(self.path) if self._data is None else self._data
+        if data is None:
             return None
-        except OSError as error:
-            raise ConfigError(f"{self.path}: {error.strerror}") from None
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
         real = os.path.realpath(self.path)
         self._took(real, data)
         tree = self._resolve(parse(data, self.path), self.path, "", (real,), 0)
@@ -245,6 +245,36 @@ class Reader:
         self._took(real, data)
         return self._resolve(parse(data, real), real, path, (*chain, real), depth)
 
+    def source_of(self, tree: Any, keys: Sequence[str]) -> str | None:
+        """Which included file gives a value at the path `keys` of the main file's own `tree`, as it is named there; None where none does."""
+        real = os.path.realpath(self.path)
+        for number, key in enumerate((*keys, "")):
+            if not isinstance(tree, dict):
+                return None
+            wanted = tree.get("$include", [])
+            for one in wanted if isinstance(wanted, list) else [wanted]:
+                if not isinstance(one, str):
+                    continue
+                part = self._include(one, self.path, "$include", "", (real,), 0)
+                for below in keys[number:]:
+                    part = part.get(below, _NOTHING) if isinstance(part, dict) else _NOTHING
+                if part is not _NOTHING:
+                    return one
+            tree = tree.get(key)
+        return None
+
+
+def read_file(path: str) -> bytes | None:
+    """The bytes of a configuration file, None where it is missing. Raises ConfigError."""
+    try:
+        return read_bounded(path, MAX_FILE)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
 
 def merge(under: Any, over: Any) -> Any:
     """`over` laid over `under`: objects key by key, lists one after the other (as the original does), all else replaced."""
@@ -253,6 +283,11 @@ def merge(under: Any, over: Any) -> Any:
     if isinstance(under, list) and isinstance(over, list):
         return [*under, *over]
     return over
+
+
+def literal(text: str) -> str:
+    """The text as it must stand in a file so that it is not taken for an environment variable."""
+    return text.replace("${", "$${")
 
 
 def substitute(tree: Any, environ: Mapping[str, str], name: str, path: str = "") -> Any:

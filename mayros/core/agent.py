@@ -16,7 +16,7 @@ from mayros.core.models import Model
 from mayros.core.ports import History, ModelProvider, ModelRequest, Sampling, Turn, Workspace
 from mayros.core.prompt import Prompter, window
 from mayros.core.tokens import estimate
-from mayros.errors import ContextLengthExceeded, GatewayError, Unavailable
+from mayros.errors import ContextLengthExceeded, GatewayError, Unavailable, bare
 from mayros.events import Event, ReasoningDelta, TextDelta
 
 log = Logger()
@@ -62,7 +62,7 @@ class AgentLoop:
                     "run {run_id}: {model} failed before it said anything ({error}); trying the next model",
                     run_id=turn.run_id, model=model.ref, error=error.message,
                 )  # fmt: skip
-                refused = error
+                refused = bare(error)
         raise refused or Unavailable(f'Agent "{agent.id}" has no model: set agents.defaults.model.primary, or run `mayros setup`.')
 
     def _models(self, turn: Turn, history: History) -> Sequence[Model]:

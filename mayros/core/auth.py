@@ -6,6 +6,7 @@ reaches this machine itself, and therefore looks at Host and Origin. Imports may
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from hashlib import sha256
 from hmac import compare_digest
 
@@ -16,12 +17,24 @@ from mayros.core.limits import FailureLimiter, retry_after
 from mayros.core.ports import Principal
 from mayros.errors import ConfigError, Forbidden, InvalidRequest, TooManyAuthFailures, Unauthorized
 
+#: What failures are counted apart for: the shared secret, and the tokens of devices.
+SHARED_SECRET, DEVICE_TOKEN = "shared-secret", "device-token"
 OPERATOR_SCOPES = frozenset(f"operator.{name}" for name in ("read", "write", "admin", "approvals", "pairing"))
 #: What a user behind a trusted proxy may do: talk to agents and read, not administer the gateway.
 PROXY_SCOPES = frozenset(("operator.read", "operator.write"))
 OWNER = Principal("owner", OPERATOR_SCOPES)
 #: Longest user name that a proxy may send, in bytes.
 MAX_USER = 256
+
+
+def grants(have: Collection[str], scope: str) -> bool:
+    """Whether these scopes give that one: literally, by `operator.admin`, or read by write."""
+    return scope in have or "operator.admin" in have or (scope == "operator.read" and "operator.write" in have)
+
+
+def lacking(have: Collection[str], need: Iterable[str]) -> str | None:
+    """The first of `need` that `have` does not give; None when nothing is missing."""
+    return next((scope for scope in need if not grants(have, scope)), None)
 
 
 def make_limiter(rate_limit: RateLimit | None) -> FailureLimiter | None:
@@ -79,45 +92,36 @@ class Authenticator:
         value = lines[0]
         # The length is no secret; the digests hide where two values differ.
         if len(lines) == 1 and value[:7].lower() == b"bearer " and compare_digest(sha256(value[7:]).digest(), self._digest):
-            self._count(address, now, right=True)
+            self.count(address, now, right=True)
             return OWNER
-        self._count(address, now, right=False)
+        self.count(address, now, right=False)
         raise Unauthorized
 
-    def secret_ok(self, presented: str | None, address: Address, now: float) -> bool:
-        """Whether a WebSocket client's `auth.token` (or `auth.password`, by mode) is right; None, nothing presented, is not counted.
+    def matches(self, presented: str) -> bool:
+        """Whether this is the shared secret. Not counted: whoever asks looks at `lockout` before, and calls `count` when the client is told."""
+        return bool(self._digest) and compare_digest(_digest(presented), self._digest)
 
-        False in modes without a shared secret. Raises TooManyAuthFailures during a lockout, which HTTP and WebSocket share.
-        """
-        if not self._digest:
-            return False
-        self._refuse_locked(address, now)
-        if presented is None:
-            return False
-        right = compare_digest(_digest(presented), self._digest)
-        self._count(address, now, right)
-        return right
-
-    def lockout(self, address: Address, now: float) -> float:
-        """Seconds for which this client is locked out; 0 when it is not."""
+    def lockout(self, address: Address, now: float, what: str = SHARED_SECRET) -> float:
+        """Seconds for which this client is locked out; 0 when it is not. Failures of `what` are counted apart."""
         limiter = self._limiter
         if limiter is None or (address.exempt and self._exempt):
             return 0.0
-        return limiter.check(address.limiter_key, now)
+        return limiter.check(_key(address, what), now)
+
+    def count(self, address: Address, now: float, right: bool, what: str = SHARED_SECRET) -> None:
+        """A credential was right, which forgets the client's failures, or wrong."""
+        limiter = self._limiter
+        if limiter is None or (address.exempt and self._exempt):
+            return
+        if right:
+            limiter.succeeded(_key(address, what))
+        else:
+            limiter.failed(_key(address, what), now)
 
     def _refuse_locked(self, address: Address, now: float) -> None:
         left = self.lockout(address, now)
         if left > 0:
             raise TooManyAuthFailures(retry_after=retry_after(left))
-
-    def _count(self, address: Address, now: float, right: bool) -> None:
-        limiter = self._limiter
-        if limiter is None or (address.exempt and self._exempt):
-            return
-        if right:
-            limiter.succeeded(address.limiter_key)
-        else:
-            limiter.failed(address.limiter_key, now)
 
     def _refuse_foreign_page(self, headers: Headers, address: Address) -> None:
         """Where the connection itself is the credential, a page of another site must not borrow it."""
@@ -151,6 +155,10 @@ class Authenticator:
         if proxy.allow_users and user not in proxy.allow_users:
             raise Forbidden("This user may not use the gateway.", code="user_not_allowed")
         return Principal(f"user:{user}", PROXY_SCOPES)
+
+
+def _key(address: Address, what: str) -> str:
+    return address.limiter_key if what == SHARED_SECRET else f"{what} {address.limiter_key}"
 
 
 def _digest(secret: str) -> bytes:

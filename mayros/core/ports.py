@@ -188,6 +188,10 @@ class Runs(Protocol):
         """Start (or queue) a run. Raises QueueFull, Unavailable (no model) or ServerShutdown at once, before anything is recorded."""
         ...
 
+    def check(self, turn: Turn) -> None:
+        """Raise what `submit` would raise, and start nothing: for whoever must answer before the run's first event."""
+        ...
+
     def get(self, run_id: str) -> Run | None:
         """A run that has not ended."""
         ...
@@ -362,6 +366,77 @@ class Sessions(Protocol):
         ...
 
 
+class DeviceRecord(msgspec.Struct, frozen=True):
+    """A paired device. `public_key`: base64url of the raw Ed25519 key, as the device sent it; `device_id`: hexadecimal SHA-256 of that key."""
+
+    device_id: str
+    public_key: str
+    display_name: str | None
+    platform: str | None
+    client_id: str | None
+    client_mode: str | None
+    roles: tuple[str, ...]
+    scopes: tuple[str, ...]
+    remote_ip: str | None
+    created_ms: int
+    approved_ms: int
+
+
+class DeviceToken(msgspec.Struct, frozen=True):
+    """A device's token for one role, known by its hash only."""
+
+    token_hash: bytes
+    device_id: str
+    role: str
+    scopes: tuple[str, ...]
+    created_ms: int
+    rotated_ms: int | None = None
+    revoked_ms: int | None = None
+    last_used_ms: int | None = None
+
+
+class PairingRequest(msgspec.Struct, frozen=True):
+    """A device that waits for somebody's approval; one for each device."""
+
+    request_id: str
+    device_id: str
+    public_key: str
+    display_name: str | None
+    platform: str | None
+    client_id: str | None
+    client_mode: str | None
+    roles: tuple[str, ...]
+    scopes: tuple[str, ...]
+    remote_ip: str | None
+    silent: bool
+    is_repair: bool
+    created_ms: int
+
+
+class DeviceStore(Protocol):
+    """Devices on disk: a change is durable when its Awaitable is done. All raise StorageUnavailable; nothing here decides anything."""
+
+    def load(self) -> Awaitable[tuple[Sequence[DeviceRecord], Sequence[DeviceToken], Sequence[PairingRequest]]]:
+        """All there are, oldest first."""
+        ...
+
+    def save_device(self, record: DeviceRecord) -> Awaitable[None]: ...
+
+    def delete_device(self, device_id: str) -> Awaitable[None]:
+        """The device with its tokens and its request."""
+        ...
+
+    def save_token(self, token: DeviceToken) -> Awaitable[None]: ...
+
+    def delete_token(self, token_hash: bytes) -> Awaitable[None]: ...
+
+    def save_request(self, request: PairingRequest) -> Awaitable[None]:
+        """Replaces the device's earlier request."""
+        ...
+
+    def delete_request(self, request_id: str) -> Awaitable[None]: ...
+
+
 class New(msgspec.Struct, frozen=True):
     """The key was not in use; it is now, durably."""
 
@@ -389,6 +464,10 @@ class Idempotency(Protocol):
 
     def begin(self, scope: str, key: str, digest: bytes, run_id: str, keep_seconds: float) -> Awaitable[New | Live | Done | Conflict]:
         """Claim the key. New is durable before it is returned. Raises StorageUnavailable."""
+        ...
+
+    def finish(self, claim: Claim, result: RunResult) -> Awaitable[None]:
+        """Keep the answer of what was done without a turn: a command. Durable when done. Raises StorageUnavailable."""
         ...
 
     def release(self, claim: Claim) -> Awaitable[None]:
@@ -428,6 +507,40 @@ class ConfigSource(msgspec.Struct, frozen=True):
     hash: str
 
 
+class ConfigIssue(msgspec.Struct, frozen=True):
+    """What is wrong with the configuration, or ignored; `path` is the key path, empty where it is the file as a whole."""
+
+    path: str
+    message: str
+
+
+class ConfigView(msgspec.Struct, frozen=True):
+    """The configuration file as clients may see it: no secret is in it.
+
+    `raw` is the text (None: there is none, or it cannot be read as JSON5), `parsed` what it says, `resolved` the same with includes and substitution,
+    `config` with all defaults. Empty where it is not `valid`.
+    """
+
+    path: str
+    exists: bool
+    hash: str
+    raw: str | None
+    parsed: dict[str, Any]
+    resolved: dict[str, Any]
+    config: dict[str, Any]
+    valid: bool
+    issues: tuple[ConfigIssue, ...]
+    warnings: tuple[ConfigIssue, ...]
+
+
+class NotInFile(Exception):
+    """Raised by an edit: the value at these keys is not in the file itself. `ConfigControl.write` then says where it comes from."""
+
+    def __init__(self, *keys: str) -> None:
+        super().__init__(".".join(keys))
+        self.keys = keys
+
+
 class ConfigControl(Protocol):
     """The configuration in force. A request or a run reads `current` once, at its start."""
 
@@ -435,17 +548,66 @@ class ConfigControl(Protocol):
     def current(self) -> Settings: ...
 
     def source(self) -> Awaitable[ConfigSource]:
-        """The file, read off the reactor."""
+        """The file, read off the reactor. Raises InvalidRequest where it cannot be read."""
+        ...
+
+    def view(self) -> Awaitable[ConfigView]:
+        """The file for clients, read off the reactor."""
         ...
 
     def write(self, edit: Callable[[dict[str, Any]], None], base_hash: str | None = None) -> Awaitable[Applied]:
         """Change the file: `edit` changes the tree as the file itself has it (without includes and substitution), what it leaves alone keeps its
         text and comments. Checked as at the start before it is written; a change of `agents` is in force at once. Writes are serial.
 
-        Raises InvalidRequest: the file changed since `base_hash`, the result is not valid, or the change is in an included file.
+        Raises InvalidRequest: the file changed since `base_hash`, the result is not valid, or the change is in an included file; what `edit`
+        raises; StorageUnavailable: it cannot be written. File and settings are then as they were. Cancelling only stops the waiting.
         """
         ...
 
     def changed(self, callback: Callable[[Settings], None]) -> Callable[[], None]:
         """Hear of each new reading; call the result to stop."""
+        ...
+
+
+class AgentFile(msgspec.Struct, frozen=True):
+    """A file of an agent's workspace, by name. `size` is in bytes; `text` only where it was asked for."""
+
+    name: str
+    path: str
+    missing: bool
+    size: int | None = None
+    updated_ms: int | None = None
+    text: str | None = None
+
+
+class AgentFiles(Protocol):
+    """The agents' workspaces, for clients that look after them. Nothing is read or written outside of a workspace, also not by symlinks.
+
+    All raise InvalidRequest for what cannot be that, and StorageUnavailable where the disk fails.
+    """
+
+    def list(self, workspace: str, names: Sequence[str]) -> Awaitable[Sequence[AgentFile]]:
+        """Which of these there are."""
+        ...
+
+    def read(self, workspace: str, name: str) -> Awaitable[AgentFile]:
+        """One file with its text; `missing` where there is none."""
+        ...
+
+    def write(self, workspace: str, name: str, text: str) -> Awaitable[AgentFile]:
+        """Replace one file, durably and as a whole, mode 0600."""
+        ...
+
+    def make(self, workspace: str, starter: bool, identity: str) -> Awaitable[str]:
+        """Make a folder as a workspace, with starter files where it has none and they are wanted, and `identity` as IDENTITY.md of these.
+
+        The absolute path. A folder that must not be one (the home directory, the gateway's own state, `/`) is refused.
+        """
+        ...
+
+    def discard(self, workspace: str, others: Sequence[str]) -> Awaitable[str | None]:
+        """Move a workspace aside, to `<workspace>.deleted.<milliseconds>`; the new path.
+
+        None where there is nothing to move, or one of `others`, the workspaces that stay, is the same folder, in it, or around it.
+        """
         ...

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mayros.core.ports import Clock, History, Idempotency, Lanes, Lease, OnLost, Owner, Principal, RunResult, Slots, Turn, TurnStore, Watcher
-from mayros.errors import GatewayError, InvalidRequest, RunAborted, RunTimeout, ServerShutdown, Unavailable
+from mayros.errors import GatewayError, InvalidRequest, RunAborted, RunTimeout, ServerShutdown, Unavailable, bare
 from mayros.events import Event, FinishReason, ModelAnswered, Outcome, RunEnded, RunStarted, TextDelta, TurnFinished, Usage
 
 log = Logger()
@@ -111,17 +111,21 @@ class LocalRuns:
 
     def submit(self, turn: Turn, principal: Principal, owner: Owner | None = None, on_lost: OnLost = "cancel") -> LiveRun:
         """See ports.Runs."""
+        self.check(turn)
+        run = LiveRun(turn, principal, owner, on_lost, self._cancel)
+        self._live[turn.run_id] = run
+        run.task = Deferred.fromCoroutine(self._drive(run))
+        run.task.addErrback(self._broken, run)
+        return run
+
+    def check(self, turn: Turn) -> None:
+        """See ports.Runs."""
         if self._draining:
             raise Unavailable("The gateway is stopping. Try again shortly.", retry_after=2)
         if not turn.agent.models:
             raise Unavailable(f'Agent "{turn.agent.id}" has no model: set agents.defaults.model.primary, or run `mayros setup`.')
         if turn.run_id in self._live:
             raise InvalidRequest(f"A run {turn.run_id} is live already.")
-        run = LiveRun(turn, principal, owner, on_lost, self._cancel)
-        self._live[turn.run_id] = run
-        run.task = Deferred.fromCoroutine(self._drive(run))
-        run.task.addErrback(self._broken, run)
-        return run
 
     def get(self, run_id: str) -> LiveRun | None:
         """A run that has not ended."""
@@ -201,11 +205,12 @@ class LocalRuns:
                     async for batch in batches:
                         run.take(batch)
                         await self._tell(run, batch)
-            except CancelledError:
+            except CancelledError as cancelled:
+                bare(cancelled)
                 run.error = run.why or RunAborted()
                 outcome = "timeout" if type(run.error) is RunTimeout else "aborted"
             except GatewayError as error:
-                run.error, outcome = error, "error"
+                run.error, outcome = bare(error), "error"
             except Exception:  # noqa: BLE001  a defect must end its run, and no other
                 log.failure("run {run_id} failed inside", run_id=turn.run_id)
                 run.error, outcome = GatewayError(), "error"
@@ -217,7 +222,7 @@ class LocalRuns:
                 try:
                     await self._store.finish(turn, history, result, lease)
                 except GatewayError as error:
-                    run.error, outcome = error, "error"
+                    run.error, outcome = bare(error), "error"
                     result = self._result(run, outcome, started_ms, history)
                     await self._release_claim(turn)
             else:

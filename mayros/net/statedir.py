@@ -17,8 +17,8 @@ TOKEN_FILE = "gateway-token"  # noqa: S105 - a file's name
 LOCK_FILE = "gateway.lock"
 #: What only this gateway puts into a state directory, or what it shares with the original by name.
 _MARKERS = frozenset({TOKEN_FILE, LOCK_FILE, "mayros.json"})
-#: Folders that `mayros setup` and `mayros models install` may have made before the first start.
-_OWN = frozenset({"workspace", "models", "logs"})
+#: Folders that commands (`mayros setup`, `mayros models install`, a client's identity) may have made before the first start.
+_OWN = frozenset({"workspace", "models", "logs", "identity"})
 _OPEN_FILES_MAX = 1 << 20
 
 

@@ -19,9 +19,11 @@ REFRESH_SECONDS = 60.0
 
 
 class Health:
-    """Keeps the payload of `health`, refreshed every minute. `now_ms` is the wall clock."""
+    """Keeps the payload of `health`, refreshed every minute. `settings` gives those in force, `now_ms` is the wall clock."""
 
-    def __init__(self, settings: Settings, overview: Callable[[], Deferred[Overview]], clock: Clock, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, settings: Callable[[], Settings], overview: Callable[[], Deferred[Overview]], clock: Clock, now_ms: Callable[[], int]
+    ) -> None:
         self._settings, self._overview, self._now_ms = settings, overview, now_ms
         self._sessions: Overview = {}
         self._duration = 0
@@ -50,7 +52,7 @@ class Health:
 
     def payload(self) -> dict[str, Any]:
         """The numbers in the result of the method `health`; all times in milliseconds."""
-        directory, now = self._settings.directory, self._now_ms()
+        directory, now = self._settings().directory, self._now_ms()
         agents = []
         for agent in directory.agents.values():
             entry: dict[str, Any] = {
@@ -69,7 +71,7 @@ class Health:
         groups = list(groups)
         recent = sorted((row for _, rows in groups for row in rows), key=lambda row: -row[1])[:RECENT]
         return {
-            "path": self._settings.state_dir,
+            "path": self._settings().state_dir,
             "count": sum(count for count, _ in groups),
             "recent": [{"key": key, "updatedAt": updated, "age": max(0, now - updated)} for key, updated in recent],
         }

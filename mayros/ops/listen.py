@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 from collections.abc import Sequence
 from glob import escape as glob_escape
 from glob import glob
@@ -25,6 +26,8 @@ from mayros.config.schema import Gateway
 from mayros.errors import StartError
 
 BACKLOG = 1024
+#: What the kernel holds for a client besides what is on its way to it. Left alone it takes up to 4 MB before it says that a client is slow.
+UNSENT_BYTES = 128 << 10
 #: An endpoint string that says a mode or a backlog of its own.
 _MODE = re.compile(r"(?<!\\):mode=")
 _BACKLOG = re.compile(r"(?<!\\):backlog=")
@@ -83,7 +86,7 @@ class Listeners:
         if isinstance(result, Failure):
             raise _refused(result, what)
         port: IListeningPort = result
-        self.ports.append(port)
+        self._keep(port)
         if secure:
             self._secure.append(port)
         return port
@@ -94,11 +97,18 @@ class Listeners:
         outcome: list[Any] = []
         endpoint.listen(factory).addBoth(outcome.append)
         if not isinstance(outcome[0], Failure):
-            self.ports.append(outcome[0])
+            self._keep(outcome[0])
             return
         reason = getattr(getattr(outcome[0].value, "socketError", outcome[0].value), "errno", None)
         if reason not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH):
             raise _refused(outcome[0], f"port {port} on ::1")
+
+    def _keep(self, port: Any) -> None:
+        """An open port. What is set on a TCP port here holds for each of its connections, at no cost to them."""
+        self.ports.append(port)
+        option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+        if option is not None and not isinstance(port.getHost(), UNIXAddress):
+            port.socket.setsockopt(socket.IPPROTO_TCP, option, UNSENT_BYTES)
 
     @property
     def hosts(self) -> Sequence[str]:

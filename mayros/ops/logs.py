@@ -28,6 +28,8 @@ KEEP_DAYS = 7
 MAX_FILE_BYTES = 256 << 20
 #: Lines that wait for the next flush; above, new ones are dropped and counted.
 MAX_PENDING = 50_000
+#: Twisted repeats itself for each connection while file descriptors are short; each of its remarks is written once in so many seconds.
+REPEAT_SECONDS = 60.0
 _LEVELS = {"error": LogLevel.error, "warn": LogLevel.warn, "info": LogLevel.info, "debug": LogLevel.debug}
 _PRIORITY = {LogLevel.critical: 2, LogLevel.error: 3, LogLevel.warn: 4, LogLevel.info: 6, LogLevel.debug: 7}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -61,12 +63,15 @@ class LineObserver:
 
     def __init__(self, out: TextIO, level: str, style: str, redact: Callable[[str], str], journal: bool) -> None:
         self._out, self._threshold, self._json, self._redact, self._journal = out, _LEVELS[level], style == "json", redact, journal
+        self._said: dict[str, float] = {}
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Write one event."""
         level = event.get("log_level", LogLevel.info)
         if level < self._threshold or (level is LogLevel.info and event.get("log_namespace") == "log_legacy"):
             return  # Twisted's own remarks of the old kind say nothing that ours do not
+        if event.get("log_namespace", "").startswith("twisted.internet.") and "log_failure" not in event and self._repeats(event):
+            return
         text = formatEvent(event)
         if "log_failure" in event:
             text = f"{text}\n{event['log_failure'].getTraceback()}"
@@ -87,10 +92,20 @@ class LineObserver:
             # Nobody reads our standard output any more; there is no other place to say so.
             self._threshold = LogLevel.critical
 
+    def _repeats(self, event: dict[str, Any]) -> bool:
+        """Whether this was said a moment ago, but for its details."""
+        form, now = event.get("log_format") or "", event.get("log_time", 0.0)
+        if 0 <= now - self._said.get(form, -REPEAT_SECONDS) < REPEAT_SECONDS:
+            return True
+        self._said[form] = now
+        return False
+
 
 def console(level: str, style: str, redact: Callable[[str], str], out: TextIO | None = None) -> LineObserver:
     """The observer for standard output; finds out by itself whether that is the journal."""
-    out = out if out is not None else sys.stdout
+    if out is None:
+        # Where standard output is closed Python has none, and there is nobody to tell.
+        out = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  open until the end
     try:
         stat = os.fstat(out.fileno())
         journal = os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"

@@ -76,12 +76,12 @@ class Database:
                 return (None,) * len(jobs)
         return [None if isinstance(job, Rows) else job(connection) for job in jobs]
 
-    def submit(self, rows: Rows, settled: Settled) -> None:
-        """Record a turn; `settled(None, error or None)` in the reactor thread when it is on disk, or will not be."""
+    def submit(self, job: Rows | Call, settled: Settled) -> None:
+        """Write; `settled(result or None, error or None)` in the reactor thread when it is on disk, or will not be."""
         if self._writer is None:
             settled(None, StorageUnavailable("The store is not open."))
         else:
-            self._writer.submit(rows, settled)
+            self._writer.submit(job, settled)
 
     def call(self, function: Callable[[sa.Connection], T]) -> Deferred[T]:
         """Run `function` in the writer thread; fires with its result once that is on disk. Cancelling only stops the waiting."""
@@ -94,10 +94,7 @@ class Database:
                 else:
                     done.errback(error)
 
-        if self._writer is None:
-            settled(None, StorageUnavailable("The store is not open."))
-        else:
-            self._writer.submit(function, settled)
+        self.submit(function, settled)
         return done
 
     def read(self, function: Callable[[sa.Connection], T]) -> Deferred[T]:

@@ -61,6 +61,8 @@ def make_engine(url: sa.URL, busy_seconds: float = BUSY_SECONDS) -> sa.Engine:
         try:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=OFF")
+            # SQLite's own lower() knows ASCII only.
+            connection.create_function("unicode_lower", 1, _lower, deterministic=True)
         except BaseException:
             connection.close()
             raise
@@ -70,6 +72,10 @@ def make_engine(url: sa.URL, busy_seconds: float = BUSY_SECONDS) -> sa.Engine:
     return sa.create_engine(
         "sqlite://", creator=connect, poolclass=sa.QueuePool, pool_size=POOL_SIZE, max_overflow=0, pool_use_lifo=True, hide_parameters=True
     )
+
+
+def _lower(text: str | None) -> str | None:
+    return None if text is None else text.lower()
 
 
 def cause(error: BaseException) -> str:

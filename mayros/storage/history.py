@@ -34,16 +34,21 @@ class Histories:
         self._kept.move_to_end(key)
         return found[0]
 
-    def put(self, key: str, history: History, follows: History | None = None) -> None:
-        """Keep `history`; `follows` is the one it extends, whose messages are then not counted again."""
+    def put(self, key: str, history: History) -> None:
+        """Keep `history` in the place of what was kept."""
+        self.drop(key)
+        self._keep(key, history, size_of(history))
+
+    def extend(self, key: str, history: History, follows: History) -> None:
+        """Keep `history`, which adds messages to `follows`. If it is not `follows` that is kept, the session has changed since: forget it."""
         old = self._kept.pop(key, None)
         if old is not None:
             self._used -= old[1]
-        if old is not None and old[0] is follows:
-            added = history.messages[len(old[0].messages) :]
-            size = old[1] + sum(_MESSAGE_BYTES + memoryview(message).nbytes for message in added)
-        else:
-            size = size_of(history)
+            if old[0] is follows:
+                added = history.messages[len(follows.messages) :]
+                self._keep(key, history, old[1] + sum(_MESSAGE_BYTES + memoryview(message).nbytes for message in added))
+
+    def _keep(self, key: str, history: History, size: int) -> None:
         if size > self._limit:
             return
         self._kept[key] = (history, size)

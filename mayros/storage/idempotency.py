@@ -1,7 +1,8 @@
 """Idempotency keys in the database: a key never starts two runs, across restarts. Imports core and database.
 
-A claim is on disk before `begin` says New. It turns into the run's answer in the transaction that records the turn (turns.py), or, after a
-crash, into an aborted answer (`SqlTurnStore.recover`). A live claim does not expire; how long an answer is kept counts from its run's end.
+A claim is on disk before `begin` says New. It turns into the run's answer in the transaction that records the turn (turns.py), by `finish` where
+there is no turn, or, after a crash, into an aborted answer (`SqlTurnStore.recover`). A live claim does not expire; how long an answer is kept
+counts from its run's end.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from twisted.python.failure import Failure
 from mayros.core.ports import Claim, Conflict, Done, Live, New, RunResult
 from mayros.errors import StorageUnavailable
 from mayros.storage.database import Database
+from mayros.storage.statements import ClaimRow
 from mayros.storage.tables import idempotency
 
 log = Logger()
 
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(RunResult).decode
 
 Begun = New | Live | Done | Conflict
@@ -65,6 +68,14 @@ class SqlIdempotency:
         if bytes(kept_digest) != digest:
             return Conflict()
         return Live(kept_run) if state == "live" else Done(_decode(result))
+
+    async def finish(self, claim: Claim, result: RunResult) -> None:
+        """Keep the answer of what was done without a turn. Durable when done. Raises StorageUnavailable."""
+        row: ClaimRow = (_encode(result).decode(), self._now_ms(), claim.scope, claim.key, result.run_id)
+        await self._database.call(lambda connection: self._finish(connection, row))
+
+    def _finish(self, connection: sa.Connection, row: ClaimRow) -> None:
+        connection.exec_driver_sql(self._database.statements.finish_claim, row)
 
     async def release(self, claim: Claim) -> None:
         """Give the key back. Raises StorageUnavailable; the key is then given back when it is asked for next."""

@@ -1,4 +1,4 @@
-"""Keeps the store small: old sessions of stateless requests and expired idempotency keys go. Imports config and database.
+"""Keeps the store small: old stateless sessions, entries of deleted sessions and expired idempotency keys go. Imports config and database.
 
 A sweep runs at the start and then every minute. It deletes in chunks, each a job of the writer thread, so that turns are never far behind.
 """
@@ -17,13 +17,15 @@ from mayros.config.schema import Stateless
 from mayros.core.ports import Clock
 from mayros.errors import StorageUnavailable
 from mayros.storage.database import Database
-from mayros.storage.tables import STATELESS, entries, idempotency, sessions
+from mayros.storage.tables import STATELESS, deleted_sessions, entries, idempotency, sessions
 
 log = Logger()
 
 EVERY_SECONDS = 60.0
 #: Sessions or keys deleted in one job of the writer: some milliseconds.
 CHUNK = 100
+#: Entries of deleted sessions that go in one job.
+ENTRIES = 500
 
 
 class Maintenance:
@@ -67,6 +69,8 @@ class Maintenance:
                 went = await self._database.call(partial(_prune_oldest, count=min(excess, CHUNK)))
                 gone, excess = gone + went, excess - (went or excess)
             gone += await self._chunks(lambda connection: _prune_keys(connection, now))
+            while await self._database.call(purge) and not self._stopped:
+                pass
         except StorageUnavailable as error:
             log.warn("Store: pruning has to wait: {error}", error=error)
         if gone:
@@ -102,6 +106,17 @@ def _delete(connection: sa.Connection, found: Sequence[sa.Row[str, str]]) -> int
         connection.execute(sa.delete(entries).where(entries.c.session_id == sa.bindparam("b_id")), [{"b_id": row.session_id} for row in found])
         connection.execute(sa.delete(sessions).where(sessions.c.key == sa.bindparam("b_key")), [{"b_key": row.key} for row in found])
     return len(found)
+
+
+def purge(connection: sa.Connection) -> bool:
+    """In the writer thread: delete some entries of deleted sessions. Whether there was one to work on: call again."""
+    session_id = connection.execute(sa.select(deleted_sessions.c.session_id).limit(1)).scalar()
+    if session_id is None:
+        return False
+    some = sa.select(entries.c.id).where(entries.c.session_id == session_id).limit(ENTRIES)
+    if connection.execute(sa.delete(entries).where(entries.c.id.in_(some))).rowcount < ENTRIES:
+        connection.execute(sa.delete(deleted_sessions).where(deleted_sessions.c.session_id == session_id))
+    return True
 
 
 def _prune_keys(connection: sa.Connection, now_ms: int) -> int:

@@ -15,7 +15,7 @@ from mayros.errors import StartError
 from mayros.storage.engine import BUSY_SECONDS, describe, make_engine, parse_url, start_error
 
 #: All revisions, oldest first; a test keeps them equal to the scripts.
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 HEAD = REVISIONS[-1]
 
 _REVISION = "SELECT version_num FROM alembic_version"
@@ -106,8 +106,8 @@ def current(engine: sa.Engine) -> str | None:
             raise
 
 
-def _upgrade(engine: sa.Engine) -> None:
-    """Run what is missing in one transaction."""
+def _upgrade(engine: sa.Engine, revision: str = "head") -> None:
+    """Run what is missing up to `revision`, in one transaction."""
     from alembic import command
     from alembic.config import Config
 
@@ -123,4 +123,4 @@ def _upgrade(engine: sa.Engine) -> None:
         with connection.begin():
             if engine.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN EXCLUSIVE")
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)

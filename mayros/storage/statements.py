@@ -16,6 +16,7 @@ from mayros.storage.tables import entries, idempotency, sessions
 
 #: (key, agent_id, session_id, stateless, created_ms, updated_ms, turns, input_tokens, output_tokens)
 SessionRow = tuple[str, str, str, bool, int, int, int, int, int]
+_TURN_COLUMNS = ("key", "agent_id", "session_id", "stateless", "created_ms", "updated_ms", "turns", "input_tokens", "output_tokens")
 #: (id, session_id, parent_id, run_id, kind, body, meta, created_ms)
 EntryRow = tuple[int, str, int | None, str, str, str, str | None, int]
 #: (result, now_ms, scope, key, run_id)
@@ -42,14 +43,14 @@ class Statements:
                 index_elements=["key"],
                 set_={
                     "session_id": new.session_id,
-                    "stateless": new.stateless,
+                    "stateless": sa.and_(old.stateless, new.stateless),
                     "updated_ms": new.updated_ms,
                     "turns": old.turns + new.turns,
                     "input_tokens": old.input_tokens + new.input_tokens,
                     "output_tokens": old.output_tokens + new.output_tokens,
                 },
             ),
-            *sessions.c.keys(),
+            *_TURN_COLUMNS,
         )
         #: EntryRow.
         self.insert_entry = self._text(sa.insert(entries), *entries.c.keys())
@@ -81,8 +82,8 @@ class Statements:
         self.select_claim = self._text(sa.select(claim.digest, claim.run_id, claim.state, claim.result).where(held), "scope_", "key_")
         #: (scope, key)
         self.release_claim = self._text(sa.delete(idempotency).where(held, claim.state == sa.literal_column("'live'")), "scope_", "key_")
-        #: (key,) -> (session_id,)
-        self.select_session = self._text(sa.select(old.session_id).where(old.key == sa.bindparam("key_")), "key_")
+        #: (key,) -> (session_id, settings, label)
+        self.select_session = self._text(sa.select(old.session_id, old.settings, old.label).where(old.key == sa.bindparam("key_")), "key_")
         #: (session_id,) -> (id, run_id, body), oldest first
         self.select_entries = self._text(
             sa.select(entries.c.id, entries.c.run_id, entries.c.body)

@@ -25,14 +25,39 @@ sessions = sa.Table(
     sa.Column("turns", sa.Integer, nullable=False),
     sa.Column("input_tokens", sa.BigInteger, nullable=False),
     sa.Column("output_tokens", sa.BigInteger, nullable=False),
+    #: What clients have set (settings.py), and the label among it: by itself, because it names one session only.
+    sa.Column("settings", sa.Text),
+    sa.Column("label", sa.Text),
     sqlite_with_rowid=False,
 )
 
 #: As text: Core would write `= 1` for SQLite, which is another condition than that of the index.
 STATELESS = sa.text("stateless")
+CONVERSATION = sa.text("NOT stateless")
+LABELLED = sa.text("label IS NOT NULL")
 
 #: What pruning walks: stateless sessions only, oldest first. The second column lets them be counted in the index alone.
 sa.Index("sessions_stateless", sessions.c.updated_ms, sessions.c.stateless, sqlite_where=STATELESS, postgresql_where=STATELESS)
+#: What lists walk, newest first, together with the one above; a stateless turn does not touch it.
+sa.Index("sessions_conversations", sessions.c.updated_ms, sqlite_where=CONVERSATION, postgresql_where=CONVERSATION)
+sa.Index("sessions_label", sessions.c.label, unique=True, sqlite_where=LABELLED, postgresql_where=LABELLED)
+
+#: The session ids a key had before it was reset.
+session_history = sa.Table(
+    "session_history",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("session_id", sa.Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+#: Session ids that no key has any more; their entries are being deleted, in chunks.
+deleted_sessions = sa.Table(
+    "deleted_sessions",
+    metadata,
+    sa.Column("session_id", sa.Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
 
 entries = sa.Table(
     "entries",
@@ -60,5 +85,58 @@ idempotency = sa.Table(
     sa.Column("created_ms", sa.BigInteger, nullable=False),
     sa.Column("expires_ms", sa.BigInteger, nullable=False),
     sa.Index("idempotency_expires", "expires_ms"),
+    sqlite_with_rowid=False,
+)
+
+#: roles and scopes are JSON lists of texts.
+devices = sa.Table(
+    "devices",
+    metadata,
+    sa.Column("device_id", sa.Text, primary_key=True),
+    sa.Column("public_key", sa.Text, nullable=False),
+    sa.Column("display_name", sa.Text),
+    sa.Column("platform", sa.Text),
+    sa.Column("client_id", sa.Text),
+    sa.Column("client_mode", sa.Text),
+    sa.Column("roles", sa.Text, nullable=False),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("remote_ip", sa.Text),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("approved_ms", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+device_tokens = sa.Table(
+    "device_tokens",
+    metadata,
+    sa.Column("token_hash", sa.LargeBinary, primary_key=True),
+    sa.Column("device_id", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("rotated_ms", sa.BigInteger),
+    sa.Column("revoked_ms", sa.BigInteger),
+    sa.Column("last_used_ms", sa.BigInteger),
+    sa.Index("device_tokens_device", "device_id"),
+    sqlite_with_rowid=False,
+)
+
+device_requests = sa.Table(
+    "device_requests",
+    metadata,
+    sa.Column("request_id", sa.Text, primary_key=True),
+    sa.Column("device_id", sa.Text, nullable=False),
+    sa.Column("public_key", sa.Text, nullable=False),
+    sa.Column("display_name", sa.Text),
+    sa.Column("platform", sa.Text),
+    sa.Column("client_id", sa.Text),
+    sa.Column("client_mode", sa.Text),
+    sa.Column("roles", sa.Text, nullable=False),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("remote_ip", sa.Text),
+    sa.Column("silent", sa.Boolean, nullable=False),
+    sa.Column("is_repair", sa.Boolean, nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Index("device_requests_device", "device_id", unique=True),
     sqlite_with_rowid=False,
 )

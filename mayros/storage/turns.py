@@ -2,7 +2,8 @@
 
 A turn is the session's row, the turn's new messages and one assistant message, and the answer of its idempotency key, in one transaction.
 Entry ids are made here, so an entry's parent is known before it is written. The lane (one writer per session) and the lock on the state
-directory make the histories in memory exact: they are extended when a commit has succeeded and dropped when it failed.
+directory make the histories in memory exact: they are extended when a commit has succeeded, dropped when it failed, and dropped when a session
+is changed (sessions.py), so that what was read before a change is never extended after it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 import msgspec
 import sqlalchemy as sa
@@ -17,35 +19,24 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
 from mayros.core.keys import SessionKey
-from mayros.core.ports import Claim, History, Lease, RunResult, Turn
+from mayros.core.ports import Claim, EntryMeta, History, Lease, RunResult, Turn
 from mayros.errors import ServerShutdown, StorageUnavailable
-from mayros.events import FinishReason, Outcome, Usage
 from mayros.messages import Message, pack
-from mayros.storage.database import Database, Rows
+from mayros.storage.database import Call, Database, Rows
 from mayros.storage.engine import cause, parse_url, start_error
 from mayros.storage.history import Histories
+from mayros.storage.settings import read_settings
 from mayros.storage.statements import ClaimRow, EntryRow
 from mayros.storage.tables import entries, idempotency
 
 log = Logger()
 
+T = TypeVar("T")
+
 HISTORY_BYTES = 32 << 20
 _encode = msgspec.json.Encoder().encode
 #: How the assistant message of a turn without any text is kept: such a turn stays in the transcript and out of prompts.
-_NO_TEXT = bytes(pack(Message("assistant", ""))).decode()
-
-
-class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is kept beside an assistant message, as JSON; only what is set."""
-
-    outcome: Outcome | None = None
-    finish_reason: FinishReason | None = None
-    usage: Usage = Usage()
-    provider: str | None = None
-    model: str | None = None
-    door: str | None = None
-    metadata: dict[str, str] | None = None
-    error_code: str | None = None
+NO_TEXT = bytes(pack(Message("assistant", ""))).decode()
 
 
 def wall_ms() -> int:
@@ -60,7 +51,9 @@ class SqlTurnStore:
         self._database, self._now_ms = database, now_ms
         self._histories = Histories(history_bytes)
         self._last_id = 0
-        #: Sessions with turns on their way to the disk, and who waits for them.
+        #: How many changes there were: what was read meanwhile is not kept.
+        self._changes = 0
+        #: Sessions with turns or changes on their way to the disk, and who waits for them.
         self._writing: dict[str, int] = {}
         self._waiting: dict[str, list[Deferred[None]]] = {}
 
@@ -107,30 +100,57 @@ class SqlTurnStore:
         """What the session holds, from memory or else read in a thread. Raises StorageUnavailable."""
         key = str(session)
         while key in self._writing:
-            # Its last run was cancelled while its turn was on the way to the disk.
+            # Its last run was cancelled while its turn was on the way to the disk, or somebody changes the session.
             done: Deferred[None] = Deferred()
             self._waiting.setdefault(key, []).append(done)
             await done
         found = self._histories.get(key)
         if found is None:
-            read = await self._database.read(lambda connection: self._read(connection, key))
-            if read is None:
-                return self.fresh(session)
-            if key not in self._writing:
-                self._histories.put(key, read)
-            found = read
+            changes = self._changes
+            found = await self._database.read(lambda connection: self._read(connection, key)) or self.fresh(session)
+            if key not in self._writing and changes == self._changes:
+                self._histories.put(key, found)
         return found
 
     def _read(self, connection: sa.Connection, key: str) -> History | None:
         """In a reader thread."""
         statements = self._database.statements
-        session_id = connection.exec_driver_sql(statements.select_session, (key,)).scalar()
-        if session_id is None:
+        session = connection.exec_driver_sql(statements.select_session, (key,)).first()
+        if session is None:
             return None
+        session_id, settings, label = session
         rows = connection.exec_driver_sql(statements.select_entries, (session_id,)).all()
-        without_text = {run_id for _, run_id, body in rows if body == _NO_TEXT}
+        without_text = {run_id for _, run_id, body in rows if body == NO_TEXT}
         messages = tuple(msgspec.Raw(body.encode()) for _, run_id, body in rows if run_id not in without_text)
-        return History(session_id, rows[-1][0] if rows else None, messages)
+        return History(session_id, rows[-1][0] if rows else None, messages, read_settings(settings, label))
+
+    def session_id(self, session: SessionKey) -> str:
+        """The id under which a session that is missing is made: the one that its live run has, if there is one."""
+        found = self._histories.get(str(session))
+        return self.fresh(session).session_id if found is None else found.session_id
+
+    def entry_id(self, now_ms: int) -> int:
+        """The id of one more entry; they grow in the order in which they are asked for."""
+        self._last_id = max(self._last_id + 1, now_ms << 20)
+        return self._last_id
+
+    def change(self, key: str, function: Callable[[sa.Connection], T]) -> Deferred[T]:
+        """`Database.call` for what changes the session `key`: its history in memory is forgotten, and read again after the change."""
+        self._histories.drop(key)
+        self._changes += 1
+        self._writing[key] = self._writing.get(key, 0) + 1
+        done: Deferred[T] = Deferred(lambda _: None)
+
+        def settled(result: object, error: StorageUnavailable | None) -> None:
+            self._written(key)
+            if not done.called:
+                if error is None:
+                    done.callback(cast(T, result))
+                else:
+                    done.errback(error)
+
+        self._database.submit(cast(Call, function), settled)
+        return done
 
     def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease) -> Deferred[None]:
         """Record the turn; fires when it is on disk. Cancelling stops the waiting, not the turn. Fails with StorageUnavailable.
@@ -153,7 +173,7 @@ class SqlTurnStore:
         def settled(_result: object, error: StorageUnavailable | None) -> None:
             if not turn.stateless:
                 if error is None:
-                    self._histories.put(key, after, follows=history)
+                    self._histories.extend(key, after, follows=history)
                 else:
                     self._histories.drop(key)
                 self._written(key)
@@ -195,7 +215,9 @@ class SqlTurnStore:
             rows.append((next_id, session_id, parent, run_id, "message", body.decode(), None, result.started_at_ms))
             parent, next_id = next_id, next_id + 1
         answer = pack(Message("assistant", result.text))
-        meta = Meta(result.outcome, result.finish_reason, usage, result.provider, result.model, turn.door, turn.metadata or None, result.error_code)
+        meta = EntryMeta(
+            result.outcome, result.finish_reason, usage, result.provider, result.model, turn.door, turn.metadata or None, result.error_code
+        )
         rows.append((next_id, session_id, parent, run_id, "message", bytes(answer).decode(), _encode(meta).decode(), result.ended_at_ms))
         self._last_id = next_id
         session = (
@@ -212,7 +234,9 @@ class SqlTurnStore:
         messages = history.messages
         if result.text and not turn.stateless:
             messages = (*messages, *map(msgspec.Raw, bodies), answer)
-        return Rows(session, rows, None if turn.claim is None else _claim_row(turn.claim, result)), History(session_id, next_id, messages)
+        return Rows(session, rows, None if turn.claim is None else _claim_row(turn.claim, result)), History(
+            session_id, next_id, messages, history.settings
+        )
 
     @property
     def writable(self) -> bool:

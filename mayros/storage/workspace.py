@@ -132,7 +132,7 @@ def _look(root: str, known: _Snapshot | None) -> _Snapshot:
     try:
         for number, name in enumerate(name for names in FILES for name in names):
             try:
-                descriptors[name] = descriptor = _open(root, name)
+                descriptors[name] = descriptor = open_inside(root, name)
                 status = os.fstat(descriptor)
                 stamps.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
             except OSError as error:
@@ -155,12 +155,12 @@ def _why(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _open(root: str, name: str) -> int:
-    """A descriptor of a regular file inside `root`, symlinks within it followed. Raises OSError."""
+def enter(root: str, name: str) -> tuple[int, str]:
+    """A descriptor of the folder in which a file of a workspace stands, and its name there; symlinks within `root` are followed. Raises OSError."""
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         parts = [name]
-        if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        if _is_link(folder, name):
             inside = os.path.realpath(root)
             target = os.path.realpath(os.path.join(root, name))
             if os.path.commonpath((inside, target)) != inside:
@@ -171,7 +171,24 @@ def _open(root: str, name: str) -> int:
             deeper = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             os.close(folder)
             folder = deeper
-        descriptor = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except BaseException:
+        os.close(folder)
+        raise
+    return folder, parts[-1]
+
+
+def _is_link(folder: int, name: str) -> bool:
+    try:
+        return stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def open_inside(root: str, name: str) -> int:
+    """A descriptor of a regular file inside `root`, for reading. Raises OSError."""
+    folder, leaf = enter(root, name)
+    try:
+        descriptor = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     finally:
         os.close(folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -21,7 +21,7 @@ from mayros.core.limits import Budget
 from mayros.core.ports import ConfigControl, Principal, Run, RunResult, Runs, Sampling, Turn
 from mayros.errors import AgentNotFound, GatewayError, InvalidRequest, UnknownUrl
 from mayros.web.gate import Route
-from mayros.web.site import GatewayRequest, failed, reply
+from mayros.web.site import GatewayRequest, failed, forget, reply
 from mayros.web.sse import EventStream, Ticker
 from mayros.wire.chat import ChatRequest, Stream, completion, decode_request
 
@@ -232,7 +232,9 @@ class Root(Resource):
 
     @staticmethod
     def _failed(failure: Failure, request: GatewayRequest) -> None:
-        if not failure.check(CancelledError):
+        if failure.check(CancelledError):
+            forget(failure)
+        else:
             failed(request, failure)
 
 

@@ -37,6 +37,7 @@ from mayros.errors import (
     TooManyAuthFailures,
     Unauthorized,
     Unavailable,
+    bare,
 )
 from mayros.web.gate import Gate, Head, forbidden_proxy
 from mayros.wire.chat import error_body
@@ -106,7 +107,7 @@ class GatewayRequest(Request):
             if length:
                 self._take(length)
         except GatewayError as error:
-            self.refusal = error
+            self.refusal = bare(error)
             if length != 0:
                 self.refuse_unread(error)
 
@@ -199,6 +200,7 @@ class GatewayRequest(Request):
             task.cancel()
         if self._share:
             site.bodies.give(self.take_share())
+        self.body = b""
         if self.request_id and self._dropped < 0 and not self.upgrade:
             self.code = 499
             site.log(self)
@@ -494,5 +496,12 @@ def failed(request: GatewayRequest, failure: Failure) -> None:
     if not isinstance(error, GatewayError):
         log.failure("request {request} failed inside", failure=failure, request=request.request_id)
         error = GatewayError()
+    forget(failure)
     if not request._disconnected and not request.finished:
         fail(request, error)
+
+
+def forget(failure: Failure) -> None:
+    """The way of a failure ends here. See `errors.bare`; a Failure has frames of its own besides its error's."""
+    bare(failure.value)
+    failure.cleanFailure()

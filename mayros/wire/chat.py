@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import msgspec
 from msgspec import Meta
 
-from mayros.errors import GatewayError, InvalidRequest, InvalidValue, UnsupportedParameter
+from mayros.errors import GatewayError, InvalidRequest, InvalidValue, RequestTooLarge, UnsupportedParameter
 from mayros.events import Event, FinishReason, TextDelta, Usage
 from mayros.messages import Function, Message, ToolCall, pack
 
@@ -21,6 +21,8 @@ from mayros.messages import Function, Message, ToolCall, pack
 MAX_DEPTH = 64
 #: More would keep everybody else waiting while they are read.
 MAX_MESSAGES = 10_000
+#: Bytes of a body that are not its messages; for the same reason.
+MAX_BESIDES = 1 << 20
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -112,6 +114,12 @@ _EXTRA = (
 )  # fmt: skip
 
 
+class _Outline(msgspec.Struct, gc=False):
+    """A large body at first sight: nothing is made of it, so that this is quick whatever it holds."""
+
+    messages: msgspec.Raw = _ABSENT
+
+
 class ChatRequest(msgspec.Struct, frozen=True):
     """A valid request. `messages` are canonical JSON; `new_from` is where the messages after the last assistant turn begin."""
 
@@ -127,14 +135,17 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(_Request).decode
+_outline = msgspec.json.Decoder(_Outline).decode
 _encode = msgspec.json.Encoder().encode
 
 
 def decode_request(body: bytes | bytearray) -> ChatRequest:
-    """The request of a body. Raises InvalidRequest, InvalidValue or UnsupportedParameter, naming the field."""
+    """The request of a body. Raises InvalidRequest, InvalidValue or UnsupportedParameter, naming the field, or RequestTooLarge."""
     if body[:3] == b"\xef\xbb\xbf":
         body = body[3:]
     try:
+        if len(body) > MAX_BESIDES and len(body) - memoryview(_outline(body).messages).nbytes > MAX_BESIDES:
+            raise RequestTooLarge(f"Besides its messages a request may have {MAX_BESIDES} bytes.")
         request = _decode(body)
     except msgspec.ValidationError as error:
         refuse_field(str(error))

@@ -88,11 +88,12 @@ class Device(msgspec.Struct, frozen=True, rename="camel"):
     nonce: Text | None = None
 
 
-class ConnectAuth(msgspec.Struct, frozen=True):
-    """The shared secret, under the name that fits the gateway's mode."""
+class ConnectAuth(msgspec.Struct, frozen=True, rename="camel"):
+    """The shared secret, under the name that fits the gateway's mode; a device's token as `token`, or by newer clients as `device_token`."""
 
     token: str | None = None
     password: str | None = None
+    device_token: str | None = None
 
     def __repr__(self) -> str:
         return "<ConnectAuth>"
@@ -278,13 +279,15 @@ def event(event: str, payload: object) -> bytes:
     return event_head(event, _encode(payload)) + b"}"
 
 
-def text_frame(*parts: bytes) -> bytes:
-    """A whole unmasked WebSocket text frame (RFC 6455, 5.2) of a message in parts."""
-    length = sum(map(len, parts))
+def frame_head(length: int) -> bytes:
+    """The head of an unmasked WebSocket text frame of `length` bytes (RFC 6455, 5.2)."""
     if length < 126:
-        head = bytes((0x81, length))
-    elif length < 0x10000:
-        head = b"\x81\x7e" + length.to_bytes(2, "big")
-    else:
-        head = b"\x81\x7f" + length.to_bytes(8, "big")
-    return b"".join((head, *parts))
+        return bytes((0x81, length))
+    if length < 0x10000:
+        return b"\x81\x7e" + length.to_bytes(2, "big")
+    return b"\x81\x7f" + length.to_bytes(8, "big")
+
+
+def text_frame(*parts: bytes) -> bytes:
+    """A whole unmasked WebSocket text frame of a message in parts."""
+    return b"".join((frame_head(sum(map(len, parts))), *parts))

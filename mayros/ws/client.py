@@ -1,112 +1,36 @@
-"""The CLI's client of the Gateway protocol: one connection, one request, its final answer. Imports mayros.wire; the daemon does not import it.
+"""Our own client of the Gateway protocol, for the command line and for programs on Twisted: `connect` and `call`. The daemon does not import it.
 
-`Conversation` knows the protocol and no socket; below it is the Autobahn glue.
+The Autobahn glue of a client is here; what is said on a socket is in conversation.py, what outlives one in connection.py. Imports mayros.wire
+and mayros.ws.
 """
 
 from __future__ import annotations
 
+import random
 import sys
-import uuid
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
-import msgspec
 import txaio
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 from autobahn.websocket.types import ConnectingRequest
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.logger import Logger
 
-from mayros.wire.frames import MAX_PAYLOAD, PROTOCOL_MAX, PROTOCOL_MIN, ErrorShape
+from mayros.wire.frames import MAX_PAYLOAD, PROTOCOL_MAX, PROTOCOL_MIN
+from mayros.ws.connection import Connection
+from mayros.ws.conversation import CallFailed, Conversation
+from mayros.ws.identity import Identity
+from mayros.ws.inbox import Event
+from mayros.ws.urls import Where, where
 
 log = Logger()
 
-CONNECT_SECONDS = 10
+CONNECT_SECONDS = 10.0
 PING_SECONDS = 30
-_PORTS = {"ws": 80, "wss": 443}
-
-
-class CallFailed(Exception):
-    """The call did not succeed. `code` is the protocol's; UNAVAILABLE also when there is no gateway or no answer. `payload` is what came with it."""
-
-    def __init__(self, code: str, message: str, details: object = None, payload: object = None) -> None:
-        super().__init__(message)
-        self.code, self.message, self.details, self.payload = code, message, details, payload
-
-
-class _Frame(msgspec.Struct, frozen=True):
-    type: str
-    id: str | float | None = None
-    event: str = ""
-    ok: bool = False
-    payload: msgspec.Raw = msgspec.Raw(b"null")
-    error: ErrorShape = ErrorShape("UNAVAILABLE", "The gateway gave no reason.")
-
-
-_frame = msgspec.json.Decoder(_Frame).decode
-_encode = msgspec.json.Encoder().encode
-
-
-class Conversation:
-    """Answers the challenge, asks, and waits for the answer that is not just "accepted".
-
-    `connect` are the parameters of the method of that name. `send` takes text messages; the glue sets it. `done` fires with the final payload, or
-    fails with CallFailed; `on_event` hears the events after `hello-ok`.
-    """
-
-    send: Callable[[bytes], None]
-
-    def __init__(self, connect: dict[str, object], method: str, params: object, on_event: Callable[[str, Any], None] | None = None) -> None:
-        self.done: Deferred[Any] = Deferred()
-        self._connect, self._method, self._params, self._on_event = connect, method, params, on_event
-        self._ids: dict[str, str] = {}
-
-    def received(self, payload: bytes) -> None:
-        """A message arrived. What makes no sense ends the call."""
-        if self.done.called:
-            return
-        try:
-            frame = _frame(payload)
-            value = msgspec.json.decode(frame.payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self.failed(CallFailed("UNAVAILABLE", "The gateway sent a frame that cannot be read."))
-            return
-        if frame.type == "event":
-            self._event(frame.event, value)
-        elif frame.type == "res" and isinstance(frame.id, str):
-            self._answered(frame, value)
-
-    def failed(self, error: CallFailed) -> None:
-        """The call is over."""
-        if not self.done.called:
-            self.done.errback(error)
-
-    def _event(self, event: str, payload: Any) -> None:
-        if event == "connect.challenge":
-            if not self._ids:
-                self._ask("connect", self._connect)
-        elif self._on_event is not None:
-            self._on_event(event, payload)
-
-    def _ask(self, method: str, params: object) -> None:
-        request_id = str(uuid.uuid4())
-        self._ids[request_id] = method
-        self.send(_encode({"type": "req", "id": request_id, "method": method, "params": params}))
-
-    def _answered(self, frame: _Frame, payload: Any) -> None:
-        method = self._ids.get(str(frame.id))
-        if method is None:
-            return
-        if not frame.ok:
-            self.failed(CallFailed(frame.error.code, frame.error.message, frame.error.details, payload))
-        elif len(self._ids) == 1:
-            self._ask(self._method, self._params)
-        elif method == self._method and not (isinstance(payload, dict) and payload.get("status") == "accepted"):
-            self.done.callback(payload)
 
 
 class _Protocol(WebSocketClientProtocol):
@@ -115,8 +39,22 @@ class _Protocol(WebSocketClientProtocol):
     def prepare(self, conversation: Conversation, host: str) -> None:
         """Before the connection is made."""
         self._conversation, self._host = conversation, host
-        self.lost: Deferred[None] = Deferred()
-        conversation.send = self.sendMessage
+        conversation.link = self
+
+    def send(self, payload: bytes) -> None:
+        """Of Link."""
+        self.sendMessage(payload)
+
+    def close(self, code: int, reason: str) -> None:
+        """Of Link."""
+        if self.state == self.STATE_OPEN:
+            self.sendClose(code, reason)
+        else:
+            self.dropConnection(abort=True)
+
+    def abort(self) -> None:
+        """Of Link."""
+        self.dropConnection(abort=True)
 
     def onConnecting(self, transport_details: object) -> ConnectingRequest:
         """Called by Autobahn, which would write an IPv6 address without brackets."""
@@ -124,17 +62,17 @@ class _Protocol(WebSocketClientProtocol):
         return ConnectingRequest(**options)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        """Called by Autobahn."""
-        with log.failuresHandled("while taking a message") as taking:
+        """Called by Autobahn. What a hearer of events raises ends the conversation, and is what its requests then raise."""
+        try:
             self._conversation.received(payload)
-        if taking.failed:
-            self._conversation.failed(CallFailed("UNAVAILABLE", "The client failed on a message of the gateway."))
+        except Exception as error:  # noqa: BLE001 - handed on
+            self._conversation.end(error, "the client failed")
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """Called by Autobahn, once, also when the handshake failed."""
         why = reason if wasClean else self.wasNotCleanReason
-        self._conversation.failed(CallFailed("UNAVAILABLE", f"The gateway closed the connection ({code}): {why or 'no reason given'}."))
-        self.lost.callback(None)
+        message = f"The gateway closed the connection ({code}): {why or 'no reason given'}."
+        self._conversation.lost(CallFailed("UNAVAILABLE", message, passing=True))
 
 
 class _Factory(WebSocketClientFactory):
@@ -142,9 +80,9 @@ class _Factory(WebSocketClientFactory):
 
     protocol = _Protocol
 
-    def __init__(self, reactor: Any, url: str, host: str, conversation: Conversation) -> None:
+    def __init__(self, reactor: Any, to: Where, conversation: Conversation) -> None:
         txaio.config.loop = reactor  # type: ignore[attr-defined]
-        super().__init__(url, reactor=reactor)
+        super().__init__(to.address, reactor=reactor)
         self.setProtocolOptions(
             failByDrop=False,
             maxFramePayloadSize=MAX_PAYLOAD,
@@ -154,7 +92,7 @@ class _Factory(WebSocketClientFactory):
             autoPingTimeout=PING_SECONDS,
             tcpNoDelay=True,
         )
-        self._conversation, self._written_host = conversation, host
+        self._conversation, self._written_host = conversation, to.host
 
     def buildProtocol(self, addr: IAddress | None) -> _Protocol:
         """Called by Twisted when the connection is made."""
@@ -164,81 +102,177 @@ class _Factory(WebSocketClientFactory):
         return protocol
 
 
-def _where(reactor: Any, url: str) -> tuple[IStreamClientEndpoint, str, str]:
-    """How to connect, the WebSocket URL without credentials, and the host as the Host header writes it. ValueError for a bad URL."""
-    if url.startswith(("unix:", "/")):
-        return UNIXClientEndpoint(reactor, "/" + url.removeprefix("unix:").lstrip("/"), timeout=CONNECT_SECONDS), "ws://localhost/", "localhost"
-    parts = urlsplit(url)
-    host, scheme = parts.hostname, parts.scheme
-    if scheme not in _PORTS or not host:
-        raise ValueError(f"{url!r} is no gateway URL: write ws://host:port/, wss://host:port/ or unix:/path.")
-    port = parts.port or _PORTS[scheme]
-    endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, timeout=CONNECT_SECONDS)
-    if scheme == "wss":
-        # pyOpenSSL costs a tenth of a second, which the usual call has no use for.
-        from twisted.internet.ssl import optionsForClientTLS
+class _Dialler:
+    """Makes sockets to one gateway and introduces this client to it."""
 
-        endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint)
-    written = f"[{host}]" if ":" in host else host
-    return endpoint, f"{scheme}://{written}:{port}{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", written
+    def __init__(
+        self,
+        reactor: Any,
+        to: Where,
+        timeout: float,
+        *,
+        token: str | None,
+        password: str | None,
+        identity: Identity | None,
+        gateway: str,
+        role: str,
+        scopes: Sequence[str],
+        client: Mapping[str, str],
+        caps: Sequence[str],
+    ) -> None:
+        self._reactor, self._to, self._timeout = reactor, to, timeout
+        self._token, self._password, self._identity, self._gateway = token, password, identity, gateway
+        self._role, self._scopes, self._client, self._caps = role, tuple(scopes), dict(client), list(caps)
+        self._by_device = False
+
+    async def __call__(self, heard: Callable[[Event, int], None], gone: Callable[[Exception], None]) -> tuple[Conversation, dict[str, Any]]:
+        """A conversation after its hello. Raises CallFailed."""
+        conversation = Conversation(self._reactor, self._introduce, heard, gone)
+        work = Deferred.fromCoroutine(self._talk(conversation)).addTimeout(self._timeout, self._reactor)
+        try:
+            hello = await work
+        except TimeoutError:
+            message = f"The gateway at {self._to.shown} gave no answer within {self._timeout:g} s."
+            raise CallFailed("UNAVAILABLE", message, passing=True) from None
+        except (ConnectError, DNSLookupError) as error:
+            raise CallFailed("UNAVAILABLE", f"Cannot reach a gateway at {self._to.shown}: {error}", passing=True) from None
+        except CallFailed as error:
+            # The same words are said of a wrong shared secret that a device sends.
+            if self._by_device and "device token mismatch" in error.message:
+                self._forget()
+            raise
+        self._keep(hello)
+        return conversation, hello
+
+    async def _talk(self, conversation: Conversation) -> dict[str, Any]:
+        await self._to.endpoint.connect(_Factory(self._reactor, self._to, conversation))
+        try:
+            return await conversation.ready
+        except CancelledError:
+            conversation.link.abort()
+            raise
+        except CallFailed:
+            conversation.link.close(1000, "")
+            raise
+
+    def _introduce(self, nonce: str, ts_ms: int | None) -> Mapping[str, object]:
+        token, scopes = self._token, self._scopes
+        self._by_device = False
+        if self._identity is not None and not token and not self._password:
+            held = self._identity.token(self._gateway, self._role)
+            if held is not None:
+                # More than the token is good for would be refused as if it were wrong.
+                self._by_device = True
+                token, scopes = held.token, tuple(scope for scope in scopes if held.covers(scope))
+        params: dict[str, object] = {
+            "minProtocol": PROTOCOL_MIN,
+            "maxProtocol": PROTOCOL_MAX,
+            "client": self._client,
+            "role": self._role,
+            "scopes": scopes,
+            "caps": self._caps,
+            "auth": {name: secret for name, secret in (("token", token), ("password", self._password)) if secret},
+        }
+        if self._identity is not None:
+            params["device"] = self._identity.prove(
+                client_id=self._client["id"],
+                client_mode=self._client["mode"],
+                role=self._role,
+                scopes=scopes,
+                token=token or "",
+                nonce=nonce,
+                # By the gateway's clock, which is the one it compares with.
+                signed_at_ms=_now_ms() if ts_ms is None else ts_ms,
+                platform=self._client["platform"],
+            )
+        return params
+
+    def _keep(self, hello: Mapping[str, Any]) -> None:
+        auth = hello.get("auth")
+        token, scopes = (auth.get("deviceToken"), auth.get("scopes")) if isinstance(auth, dict) else (None, None)
+        if self._identity is None or not isinstance(token, str) or not token or not isinstance(scopes, list):
+            return
+        try:
+            self._identity.keep(self._gateway, self._role, token, [scope for scope in scopes if isinstance(scope, str)], _now_ms())
+        except (OSError, ValueError) as error:
+            log.warn("the device token cannot be kept: {reason}", reason=str(error))
+
+    def _forget(self) -> None:
+        if self._identity is not None:
+            try:
+                self._identity.forget(self._gateway, self._role)
+            except (OSError, ValueError) as error:
+                log.warn("the device token cannot be removed: {reason}", reason=str(error))
 
 
-async def call(
+async def connect(
     reactor: Any,
     url: str,
     *,
     token: str | None = None,
     password: str | None = None,
-    method: str,
-    params: object,
-    on_event: Callable[[str, Any], None] | None = None,
-    timeout: float | None = None,
+    identity: Identity | None = None,
+    gateway: str | None = None,
+    role: str = "operator",
     scopes: Sequence[str] = (),
+    caps: Sequence[str] = (),
+    client_id: str = "cli",
+    client_mode: str = "cli",
     version: str = "dev",
+    reconnect: bool = False,
+    on_event: Callable[[str, Any], None] | None = None,
+    timeout: float = CONNECT_SECONDS,
     endpoint: IStreamClientEndpoint | None = None,
-) -> Any:
-    """Call a method of the gateway and give its final payload.
+    chance: Callable[[], float] = random.random,
+) -> Connection:
+    """Connect to a gateway and introduce this client.
 
-    `url` is `ws://host:port/`, `wss://...`, or `unix:/path` (also a bare path); `endpoint` connects elsewhere than it says. `timeout` in seconds
-    is for everything together; None waits for ever. Raises CallFailed, and ValueError for a URL that is none. Cancelling closes the connection.
+    `url` is `ws://host:port/`, `wss://...`, or `unix:/path` (also a bare path); `endpoint` connects elsewhere than it says. With an `identity` the
+    challenge is signed and the device token in the hello is kept; without `token` and `password` the kept one is sent, and forgotten when the
+    gateway does not take it. `gateway` is the name under which it is kept: the URL, or identity.OWN for this machine's own. `on_event(name,
+    payload)` is called at once for each event; see also `Connection.events`. `timeout` in seconds is for each attempt.
+
+    Raises CallFailed, and ValueError for a URL that is none. Cancelling drops the connection.
     """
-    auth = {name: secret for name, secret in (("token", token), ("password", password)) if secret}
-    connect: dict[str, object] = {
-        "minProtocol": PROTOCOL_MIN,
-        "maxProtocol": PROTOCOL_MAX,
-        "client": {"id": "cli", "version": version, "platform": sys.platform, "mode": "cli"},
-        "role": "operator",
-        "scopes": list(scopes),
-        "auth": auth,
-    }
-    conversation = Conversation(connect, method, params, on_event)
-    own, address, host = _where(reactor, url)
-    work = Deferred.fromCoroutine(_talk(endpoint or own, _Factory(reactor, address, host, conversation), conversation))
+    to = where(reactor, url, timeout)
+    dialler = _Dialler(
+        reactor,
+        to if endpoint is None else to._replace(endpoint=endpoint),
+        timeout,
+        token=token,
+        password=password,
+        identity=identity,
+        gateway=to.shown if gateway is None else gateway,
+        role=role,
+        scopes=scopes,
+        client={"id": client_id, "version": version, "platform": sys.platform, "mode": client_mode},
+        caps=caps,
+    )
+    connection = Connection(reactor, dialler, reconnect=reconnect, on_event=on_event, random=chance)
+    await connection.start()
+    return connection
+
+
+async def call(
+    reactor: Any, url: str, method: str, params: object = None, *, timeout: float | None = None, expect_final: bool = False, **how: Any
+) -> Any:
+    """Connect, call one method, and give its payload. `how` is what `connect` takes; `timeout` in seconds (None: no limit) is for all together.
+
+    Raises as `connect` and `Connection.request` do. Cancelling drops the connection.
+    """
+
+    async def calling() -> Any:
+        async with await connect(reactor, url, **how) as connection:
+            return await connection.request(method, params, timeout=None, expect_final=expect_final)
+
+    work = Deferred.fromCoroutine(calling())
     if timeout is not None:
         work.addTimeout(timeout, reactor)
     try:
         return await work
     except TimeoutError:
-        raise CallFailed("UNAVAILABLE", f"The gateway gave no answer within {timeout or 0:g} s.") from None
-    except (ConnectError, DNSLookupError) as error:
-        raise CallFailed("UNAVAILABLE", f"Cannot reach a gateway at {_shown(url, address)}: {error}") from None
+        raise CallFailed("UNAVAILABLE", f"The gateway gave no answer within {timeout or 0:g} s.", passing=True) from None
 
 
-def _shown(url: str, address: str) -> str:
-    """The URL for a message: no user name, no password, no query."""
-    return url if url.startswith(("unix:", "/")) else address.partition("?")[0]
-
-
-async def _talk(endpoint: IStreamClientEndpoint, factory: _Factory, conversation: Conversation) -> Any:
-    protocol: Any = await endpoint.connect(factory)
-    try:
-        answer = await conversation.done
-    except CancelledError:
-        protocol.dropConnection(abort=True)
-        raise
-    except CallFailed:
-        protocol.dropConnection(abort=False)
-        raise
-    protocol.sendClose(1000)
-    await protocol.lost
-    return answer
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,38 +1,35 @@
-"""`connect`: whether a client may come in, with which scopes, and the `hello-ok` it gets. Pure but for the failure limiter.
+"""`connect`: whether a client may come in, with which scopes, and the `hello-ok` it gets. Imports mayros.core, mayros.wire and mayros.ws.
 
-The order of checks is the protocol's: version, role, (Origin: before the upgrade), identity, secret. A `device` is checked for its form only;
-the client is judged as one without. Imports mayros.core, mayros.wire and mayros.ws.
+The order of checks is the protocol's: version, role, (Origin: before the upgrade), the missing device, the device's proof, the secret or the
+device's token, pairing. A client with a device has the scopes it is paired for; one without has none, but for programs on this machine.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from mayros.core.address import Address
 from mayros.core.auth import OPERATOR_SCOPES
+from mayros.core.device_tokens import Grant
+from mayros.core.devices import Applicant, Reason
 from mayros.core.ports import Principal
-from mayros.errors import TooManyAuthFailures
-from mayros.wire.frames import MAX_BUFFERED, MAX_PAYLOAD, PROTOCOL_MAX, PROTOCOL_MIN, TICK_MS, Client, Connect, ErrorShape
+from mayros.wire.frames import MAX_BUFFERED, MAX_PAYLOAD, PROTOCOL_MAX, PROTOCOL_MIN, TICK_MS, Client, Connect, Device
 from mayros.ws.broadcast import EVENTS
 from mayros.ws.context import Gateway
+from mayros.ws.credentials import Refused, Secrets, control_ui, prove, refused
+
+__all__ = ["Admitted", "Refused", "Source", "hello", "judge", "known_client"]
 
 Role = Literal["operator", "node"]
 PREFIXES = ("mayros-", "openclaw-")
 #: Client ids without a prefix; with one, any short name is taken, since clients are more than are known here.
 CLIENT_IDS = frozenset(("webchat-ui", "webchat", "cli", "gateway-client", "node-host", "test", "fingerprint"))
+#: Programs that are run by whoever has the secret, and have no device: id and mode.
+LOCAL_PROGRAMS = frozenset((("cli", "cli"), ("gateway-client", "backend")))
 _MAX_CLIENT_ID = 64
-
-
-class Refused(Exception):
-    """The client is refused: the error it is answered with, and the code its socket closes with (the reason is the error's message)."""
-
-    def __init__(self, error: ErrorShape, close_code: int = 1008) -> None:
-        super().__init__(error.message)
-        self.error, self.close_code = error, close_code
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -43,29 +40,38 @@ class Admitted(msgspec.Struct, frozen=True):
     scopes: frozenset[str]
     principal: Principal
     client: Client
+    device_id: str | None = None
 
 
-def _refused(message: str, detail: str | None = None, *, code: str = "INVALID_REQUEST", close_code: int = 1008, **details: object) -> Refused:
-    if detail is not None:
-        details = {"code": detail, **details}
-    return Refused(ErrorShape(code, message, details or None), close_code)
+class Source(msgspec.Struct, frozen=True):
+    """Where a connection comes from: its address, the Origin header (judged already; None: no page), and the nonce it was challenged with."""
+
+    address: Address
+    origin: str | None
+    challenge: str
 
 
-def judge(gateway: Gateway, params: Connect, address: Address, origin: str | None) -> Admitted:
-    """Whether these parameters, from this address, are let in. Raises Refused."""
+async def judge(gateway: Gateway, params: Connect, source: Source) -> tuple[Admitted, Grant | None]:
+    """Whether these parameters are let in, and the token that a device gets. Raises Refused, StorageUnavailable, Unavailable.
+
+    Waits only for devices, and must not be cancelled then.
+    """
     protocol = _negotiate(params)
     if params.role not in ("operator", "node"):
-        raise _refused("invalid role")
+        raise refused("invalid role")
     role: Role = "node" if params.role == "node" else "operator"
-    client = params.client
-    if not known_client(client.id):
-        raise _refused("invalid connect params: at /client/id: must be equal to one of the allowed values")
-    if client.id.removeprefix("mayros-").removeprefix("openclaw-") == "control-ui":
-        raise _refused("control ui requires device identity (use HTTPS or localhost secure context)", "CONTROL_UI_DEVICE_IDENTITY_REQUIRED")
-    _check_secret(gateway, params, address)
-    keeps = role == "operator" and address.direct_local and origin is None and gateway.config.current.config.gateway.auth.local_scopes
-    scopes = OPERATOR_SCOPES.intersection(params.scopes) if keeps else frozenset[str]()
-    return Admitted(protocol, role, scopes, Principal("owner", scopes), client)
+    if not known_client(params.client.id):
+        raise refused("invalid connect params: at /client/id: must be equal to one of the allowed values")
+    asked = tuple(dict.fromkeys(scope for scope in params.scopes if scope in OPERATOR_SCOPES)) if role == "operator" else ()
+    secrets = Secrets(gateway.authenticator, params, source.address, gateway.monotonic())
+    grant = None
+    if params.device is None:
+        scopes = _without_device(gateway, params, secrets, source).intersection(asked)
+        device_id = None
+    else:
+        scopes, device_id = frozenset(asked), params.device.id
+        grant = await _with_device(gateway, params, params.device, role, asked, secrets, source)
+    return Admitted(protocol, role, scopes, Principal("owner", scopes), params.client, device_id), grant
 
 
 def known_client(client_id: str) -> bool:
@@ -77,57 +83,90 @@ def _negotiate(params: Connect) -> int:
     low, high = params.min_protocol, params.max_protocol
     protocol = min(high, PROTOCOL_MAX)
     if protocol < PROTOCOL_MIN or low > protocol:
-        raise _refused(
+        raise refused(
             "protocol mismatch",
             "PROTOCOL_MISMATCH",
             close_code=1002,
+            clientMinProtocol=low,
+            clientMaxProtocol=high,
             expectedProtocol=PROTOCOL_MIN if high < PROTOCOL_MIN else PROTOCOL_MAX,
             minimumProbeProtocol=PROTOCOL_MIN,
         )
     return protocol
 
 
-def _check_secret(gateway: Gateway, params: Connect, address: Address) -> None:
-    """The rule for clients without a device: the shared secret, or in mode `none` a direct connection from this machine."""
-    mode = gateway.authenticator.mode
-    auth = params.auth
-    given = {"token": auth.token, "password": auth.password} if auth is not None else {}
-    if mode == "none" and address.direct_local:
+def _without_device(gateway: Gateway, params: Connect, secrets: Secrets, source: Source) -> frozenset[str]:
+    """The scopes that a client without a device may have: the secret lets it in, and where it sits makes the difference."""
+    client, local = params.client, source.address.direct_local
+    if control_ui(client.id):
+        raise refused("control ui requires device identity (use HTTPS or localhost secure context)", "CONTROL_UI_DEVICE_IDENTITY_REQUIRED")
+    if not (secrets.shared == "right" or (secrets.shared == "open" and local)):
+        if secrets.shared in ("open", "none") or not secrets.given:
+            raise refused("device identity required", "DEVICE_IDENTITY_REQUIRED", code="NOT_PAIRED")
+        secrets.refuse()
+    secrets.let_in()
+    program = local and source.origin is None and (client.id, client.mode) in LOCAL_PROGRAMS
+    return OPERATOR_SCOPES if program and gateway.config.current.config.gateway.auth.local_scopes else frozenset()
+
+
+async def _with_device(
+    gateway: Gateway, params: Connect, device: Device, role: Role, scopes: tuple[str, ...], secrets: Secrets, source: Source
+) -> Grant:
+    """The token of a device that proves its key, and comes with the secret or with a token of its own."""
+    local = source.address.direct_local
+    public_key = prove(params, device, role, source.challenge, local, gateway.now_ms())
+    await gateway.devices.ready()
+    grant = _by_token(gateway, device.id, role, scopes, secrets)
+    if grant is None:
+        secrets.let_in()
+    problem = gateway.devices.problem(device.id, role, scopes)
+    if problem is not None:
+        client = params.client
+        names = (client.display_name, client.platform, client.id, client.mode)
+        applicant = Applicant(device.id, public_key, role, scopes, *names, None if local else source.address.client)
+        await _pair(gateway, applicant, problem, local)
+    if grant is None:
+        grant = await gateway.devices.issue(device.id, role, scopes)
+    if grant is None:
+        secrets.refuse_device_token()  # ended by somebody in this very moment
+    return grant
+
+
+def _by_token(gateway: Gateway, device_id: str, role: Role, scopes: tuple[str, ...], secrets: Secrets) -> Grant | None:
+    """The device token that was sent. None: the client has the shared secret, or needs none. Raises Refused."""
+    tried = list(secrets.device_tokens)
+    welcome = secrets.shared in ("right", "open")
+    if not tried and not welcome:
+        secrets.refuse()
+    if tried and not welcome:
+        secrets.check_device_lock()
+    for text in tried:
+        grant = gateway.devices.check_token(device_id, role, scopes, text)
+        if grant is not None:
+            secrets.count_device_token(True)
+            return grant
+    if not welcome:
+        secrets.refuse_device_token()
+    return None
+
+
+async def _pair(gateway: Gateway, applicant: Applicant, problem: Reason, local: bool) -> None:
+    """On this machine a device is paired by asking; elsewhere, and for another role, somebody has to approve. Raises Refused."""
+    if local and problem != "role-upgrade":
+        await gateway.devices.pair(applicant)
         return
-    if mode not in ("token", "password") or not any(given.values()):
-        raise _refused("device identity required", "DEVICE_IDENTITY_REQUIRED", code="NOT_PAIRED")
-    presented = given[mode] or None
-    try:
-        right = gateway.authenticator.secret_ok(presented, address, gateway.monotonic())
-    except TooManyAuthFailures as error:
-        message = "unauthorized: too many failed authentication attempts (retry later)"
-        retry_ms = (error.retry_after or 1) * 1000
-        raise Refused(ErrorShape("INVALID_REQUEST", message, {"code": "AUTH_RATE_LIMITED"}, retryable=True, retry_after_ms=retry_ms)) from None
-    if not right:
-        problem = "missing" if presented is None else "mismatch"
-        message = f"unauthorized: gateway {mode} {problem} ({_hint(mode, params.client)})"
-        raise _refused(message, f"AUTH_{mode}_{problem}".upper())
+    request = await gateway.devices.ask(applicant)
+    raise refused("pairing required", "PAIRING_REQUIRED", code="NOT_PAIRED", requestId=request.request_id, reason=problem)
 
 
-def _hint(mode: str, client: Client) -> str:
-    """What to do about it, in the words that each kind of client shows to its user."""
-    if client.mode == "cli":
-        return f"set gateway.remote.{mode} to match gateway.auth.{mode}"
-    if client.mode == "webchat" or client.id == "webchat-ui":
-        return (
-            "enter the password in Control UI settings" if mode == "password" else "open the dashboard URL and paste the token in Control UI settings"
-        )
-    return f"provide gateway auth {mode}"
-
-
-def hello(gateway: Gateway, admitted: Admitted, connection_id: str, methods: Sequence[str]) -> dict[str, object]:
+def hello(gateway: Gateway, admitted: Admitted, grant: Grant | None, connection_id: str, methods: Sequence[str]) -> dict[str, object]:
     """The payload of `hello-ok`. Paths of this machine are for administrators."""
     settings, now_ms = gateway.config.current, gateway.now_ms()
     directory = settings.directory
     snapshot: dict[str, object] = {
-        "presence": [_presence(gateway, now_ms)],
+        "presence": gateway.presence.entries(now_ms),
         "health": gateway.health_payload(),
-        "stateVersion": {"presence": 1, "health": gateway.broadcaster.health_version},
+        "stateVersion": {"presence": gateway.presence.version, "health": gateway.broadcaster.health_version},
         "uptimeMs": max(0, now_ms - gateway.started_ms),
         "sessionDefaults": {
             "defaultAgentId": directory.default_id,
@@ -139,24 +178,15 @@ def hello(gateway: Gateway, admitted: Admitted, connection_id: str, methods: Seq
     }
     if "operator.admin" in admitted.scopes:
         snapshot |= {"configPath": settings.config_path, "stateDir": settings.state_dir}
+    auth: dict[str, object] = {"role": admitted.role, "scopes": sorted(admitted.scopes)}
+    if grant is not None:
+        auth = {"deviceToken": grant.token, **auth, "issuedAtMs": grant.issued_ms}
     return {
         "type": "hello-ok",
         "protocol": admitted.protocol,
         "server": {"version": gateway.version, "host": gateway.host, "connId": connection_id},
         "features": {"methods": methods, "events": EVENTS},
         "snapshot": snapshot,
-        "auth": {"role": admitted.role, "scopes": sorted(admitted.scopes)},
+        "auth": auth,
         "policy": {"maxPayload": MAX_PAYLOAD, "maxBufferedBytes": MAX_BUFFERED, "tickIntervalMs": TICK_MS},
-    }
-
-
-def _presence(gateway: Gateway, now_ms: int) -> Mapping[str, object]:
-    return {
-        "host": gateway.host,
-        "version": gateway.version,
-        "platform": sys.platform,
-        "mode": "gateway",
-        "reason": "self",
-        "text": f"Gateway: {gateway.host} · app {gateway.version} · mode gateway · reason self",
-        "ts": now_ms,
     }

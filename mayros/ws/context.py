@@ -9,24 +9,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 
 from mayros.config.schema import AuthMode
 from mayros.core.address import Address
-from mayros.core.ports import Clock, ConfigControl, Idempotency, Runs
+from mayros.core.devices import Devices
+from mayros.core.ports import AgentFiles, Clock, ConfigControl, Idempotency, Lanes, Run, RunResult, Runs, Sessions
 from mayros.wire.frames import MAX_BUFFERED
 from mayros.ws.broadcast import Broadcaster
 from mayros.ws.methods.health import health_payload
 from mayros.ws.outbox import SendBudget
+from mayros.ws.pairing import DeviceConnections
+from mayros.ws.presence import Presence
 
 
 class Judge(Protocol):
-    """Who knows the shared secret: core.auth.Authenticator."""
+    """Who knows the shared secret and counts failures: core.auth.Authenticator. `now` is monotonic seconds."""
 
     mode: AuthMode
 
-    def secret_ok(self, presented: str | None, address: Address, now: float) -> bool:
-        """Whether the secret is right; `now` is monotonic seconds. Raises TooManyAuthFailures during a lockout."""
+    def matches(self, presented: str) -> bool:
+        """Whether this is the shared secret; not counted."""
+        ...
+
+    def lockout(self, address: Address, now: float, what: str) -> float:
+        """Seconds for which this client is locked out; 0 when it is not."""
+        ...
+
+    def count(self, address: Address, now: float, right: bool, what: str) -> None:
+        """A credential was right, or wrong. `what`: the kind of credential (core.auth)."""
         ...
 
 
@@ -68,6 +79,10 @@ class Gateway:
     authenticator: Judge
     runs: Runs
     idempotency: Idempotency
+    sessions: Sessions
+    lanes: Lanes
+    agent_files: AgentFiles
+    devices: Devices
     clock: Clock
     now_ms: Callable[[], int]
     monotonic: Callable[[], float]
@@ -75,13 +90,23 @@ class Gateway:
     version: str
     host: str
     started_ms: int
+    presence: Presence = field(init=False)
     broadcaster: Broadcaster = field(init=False)
     budget: SendBudget = field(init=False)
+    device_connections: DeviceConnections = field(init=False)
     #: Idempotency keys whose run is being claimed this very moment, and who waits for that.
     claiming: dict[str, list[Deferred[None]]] = field(init=False, default_factory=dict)
+    #: Sessions in which something is being started, so that it is started in order.
+    starting: dict[str, DeferredLock] = field(init=False, default_factory=dict)
+    #: Who waits for a run that is not there yet, by its id.
+    awaited: dict[str, list[Deferred[Run | RunResult]]] = field(init=False, default_factory=dict)
+    #: What was answered without a run (commands), by run id, newest last; bounded.
+    answered: dict[str, RunResult] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.broadcaster = Broadcaster(self.runs, self.clock, self.now_ms, self.health_payload)
+        self.presence = Presence(self.host, self.version)
+        self.broadcaster = Broadcaster(self.runs, self.clock, self.now_ms, self.health_payload, self.presence)
+        self.devices.audience = self.device_connections = DeviceConnections(self.broadcaster, self.clock)
         self.budget = SendBudget(self.config.current.config.gateway.limits.send_budget, MAX_BUFFERED)
 
     def health_payload(self) -> dict[str, object]:

@@ -1,8 +1,10 @@
 """One client's conversation over the Gateway protocol. No I/O: it is told what arrived and speaks through its Link.
 
-    awaiting connect --connect accepted--> open --close, or the socket is lost--> closed
-          |                                            ^
-          +---- anything else, or 10 s pass -----------+
+    awaiting connect --connect--> judging --accepted--> open --close, or the socket is lost--> closed
+          |                          |                                                        ^
+          +--- anything else --------+--- refused, or 10 s pass ------------------------------+
+
+What comes while a device is being looked up waits, within the limit of the first message.
 
 Requests run side by side, and their answers may come in any order. When the socket is lost its requests are cancelled; the runs they
 started go on. Handlers raise; `_answer` is where errors become frames. Imports mayros.core, mayros.wire and mayros.ws.
@@ -21,11 +23,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mayros.core.address import Address
+from mayros.core.auth import grants
+from mayros.core.device_tokens import Grant
 from mayros.core.ports import Principal
 from mayros.errors import GatewayError, InvalidRequest, Unavailable
 from mayros.wire import frames
 from mayros.wire.frames import ErrorShape, NotARequest, NotJson, Request
-from mayros.ws.connect import Admitted, Refused, hello, judge
+from mayros.ws.connect import Admitted, Refused, Source, hello, judge
 from mayros.ws.context import Gateway, Link
 from mayros.ws.methods.table import METHODS, Handler
 
@@ -33,6 +37,7 @@ log = Logger()
 
 HANDSHAKE_SECONDS = 10.0
 MAX_IN_FLIGHT = 256
+MAX_EARLY = 64
 _MAX_SHOWN = 100
 _NOBODY = Principal("nobody", frozenset())
 
@@ -47,9 +52,12 @@ class Session:
         self.gateway, self.link, self.address, self.origin = gateway, link, address, origin
         self.id = str(uuid.uuid4())
         self.admitted: Admitted | None = None
-        self._state: Literal["awaiting connect", "open", "closed"] = "awaiting connect"
+        self._state: Literal["awaiting connect", "judging", "open", "closed"] = "awaiting connect"
+        self._challenge = str(uuid.uuid4())
+        self._early: list[tuple[bytes, bool]] = []
         self._handshake: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
+        self._present: str | None = None
 
     @property
     def principal(self) -> Principal:
@@ -61,21 +69,15 @@ class Session:
         """The version spoken; the lowest until one is agreed upon."""
         return self.admitted.protocol if self.admitted is not None else frames.PROTOCOL_MIN
 
-    @property
-    def reads(self) -> bool:
-        """Whether the client may see what runs say."""
-        return self.admitted is not None and self.may("operator.read")
-
     def may(self, scope: str) -> bool:
         """Whether the client has a scope: literally, by `operator.admin`, or read by write."""
-        scopes = self.principal.scopes
-        return scope in scopes or "operator.admin" in scopes or (scope == "operator.read" and "operator.write" in scopes)
+        return grants(self.principal.scopes, scope)
 
     def opened(self) -> None:
         """The socket is open: challenge the client."""
         self.gateway.broadcaster.opened(self)
         self._handshake = self.gateway.clock.callLater(HANDSHAKE_SECONDS, self.end, 1000, "")
-        self.link.send(frames.event("connect.challenge", {"nonce": str(uuid.uuid4()), "ts": self.gateway.now_ms()}))
+        self.link.send(frames.event("connect.challenge", {"nonce": self._challenge, "ts": self.gateway.now_ms()}))
 
     def received(self, payload: bytes, binary: bool) -> None:
         """A message arrived."""
@@ -83,6 +85,10 @@ class Session:
             self._request(payload, binary)
         elif self._state == "awaiting connect":
             self._first(payload, binary)
+        elif self._state == "judging":
+            self._early.append((payload, binary))
+            if len(self._early) > MAX_EARLY or sum(len(early) for early, _ in self._early) > frames.MAX_FIRST_PAYLOAD:
+                self.end(1009, "")
 
     def drained(self) -> None:
         """The client has taken all that was sent."""
@@ -102,19 +108,33 @@ class Session:
         self._state = "closed"
         if self._handshake is not None and self._handshake.active():
             self._handshake.cancel()
-        self.gateway.broadcaster.lost(self)
+        gateway = self.gateway
+        gateway.broadcaster.lost(self)
+        self._early.clear()
+        if self.admitted is not None and self.admitted.device_id is not None:
+            gateway.device_connections.lost(self.admitted.device_id, self)
+        if self._present is not None and gateway.presence.disconnected(self._present, gateway.now_ms()):
+            gateway.broadcaster.presence_changed()
         for task in tuple(self._tasks):
             task.cancel()
 
     def reply(self, request_id: str, payload: object) -> None:
         """Answer a request."""
         if self._state != "closed":
-            self.link.send(frames.response(request_id, payload))
+            self._send_answer(request_id, frames.response(request_id, payload))
 
     def refuse(self, request_id: str | float | None, error: ErrorShape, payload: object = msgspec.UNSET) -> None:
         """Answer a request with an error."""
         if self._state != "closed":
-            self.link.send(frames.failure(request_id, error, payload))
+            self._send_answer(request_id, frames.failure(request_id, error, payload))
+
+    def _send_answer(self, request_id: str | float | None, answer: bytes) -> None:
+        """An answer that is too large to send is told of, not dropped."""
+        if len(answer) > frames.MAX_PAYLOAD:
+            log.error("an answer of {size} bytes is too large to send", size=len(answer))
+            text = f"the answer has {len(answer)} bytes; at most {frames.MAX_PAYLOAD} can be sent"
+            answer = frames.failure(request_id, ErrorShape("UNAVAILABLE", text, {"code": "PAYLOAD_TOO_LARGE", "bytes": len(answer)}))
+        self.link.send(answer)
 
     def spawn(self, request_id: str, handler: Coroutine[Deferred[object], object, None]) -> None:
         """Run the rest of a request beside the others; what it raises is its answer."""
@@ -140,28 +160,59 @@ class Session:
         try:
             if request.method != "connect":
                 raise InvalidRequest("invalid handshake: first request must be connect")
-            admitted = judge(self.gateway, frames.parse_connect(request.params), self.address, self.origin)
+            params = frames.parse_connect(request.params)
         except InvalidRequest as error:
             self._turn_away(request, Refused(frames.error_shape(error)))
-        except Refused as refused:
-            self._turn_away(request, refused)
+            return
+        self._state = "judging"
+        judging = Deferred.fromCoroutine(judge(self.gateway, params, Source(self.address, self.origin, self._challenge)))
+        judging.addCallbacks(self._admit, self._not_admitted, callbackArgs=(request,), errbackArgs=(request,)).addErrback(self._broken)
+
+    def _not_admitted(self, failure: Failure, request: Request) -> None:
+        error = failure.value
+        if isinstance(error, GatewayError):
+            error = Refused(frames.error_shape(error), 1013 if error.retry_after is not None else 1008)
+        if not isinstance(error, Refused):
+            failure.raiseException()
         else:
-            self._admit(request, admitted)
+            self._turn_away(request, error)
+
+    def _broken(self, failure: Failure) -> None:
+        """A defect in what lets clients in."""
+        log.failure("connection {id} failed inside", failure=failure, id=self.id)
+        self.end(1011, "internal error")
 
     def _turn_away(self, request: Request, refused: Refused) -> None:
         log.debug("connection {id} refused: {reason}", id=self.id, reason=refused.error.message)
         self.refuse(request.id, refused.error)
         self.end(refused.close_code, refused.error.message)
 
-    def _admit(self, request: Request, admitted: Admitted) -> None:
+    def _admit(self, found: tuple[Admitted, Grant | None], request: Request) -> None:
+        if self._state == "closed":
+            return
+        admitted, grant = found
         if self._handshake is not None:
             self._handshake.cancel()
-        self.admitted, self._state = admitted, "open"
+        self.admitted, self._state, self._challenge = admitted, "open", ""
         client = admitted.client
         log.info("client {client}/{mode} connected, protocol {protocol}", client=client.id, mode=client.mode, protocol=admitted.protocol, id=self.id)
         self.link.admitted()
-        self.reply(request.id, hello(self.gateway, admitted, self.id, tuple(METHODS)))
+        self._present = self.gateway.presence.connected(
+            client,
+            admitted.role,
+            admitted.scopes,
+            connection_id=self.id,
+            device_id=admitted.device_id,
+            ip=None if self.address.direct_local else self.address.client,
+            now_ms=self.gateway.now_ms(),
+        )
+        if admitted.device_id is not None:
+            self.gateway.device_connections.opened(admitted.device_id, admitted.role, self)
+        self.reply(request.id, hello(self.gateway, admitted, grant, self.id, tuple(METHODS)))
         self.gateway.broadcaster.admitted(self)
+        early, self._early = self._early, []
+        for payload, binary in early:
+            self.received(payload, binary)
 
     # After hello-ok
 
@@ -197,6 +248,10 @@ class Session:
             known = "connect is only valid as the first request" if method == "connect" else f"unknown method: {method[:_MAX_SHOWN]}"
             raise Refused(ErrorShape("INVALID_REQUEST", known))
         return entry.handler
+
+    def lacks(self, scope: str) -> Refused:
+        """The refusal of a client that lacks a scope."""
+        return self._forbidden(f"missing scope: {scope}", scope)
 
     def _forbidden(self, message: str, scope: str | None) -> Refused:
         code = "INVALID_REQUEST" if self.protocol < frames.PROTOCOL_MAX else "FORBIDDEN"

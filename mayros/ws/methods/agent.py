@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Coroutine
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from mayros import errors
 from mayros.core.keys import SessionKey
-from mayros.core.ports import Claim, Conflict, Done, New, Principal, Run, RunResult, Turn
+from mayros.core.ports import Claim, Run, RunResult, Sampling, Turn
 from mayros.core.routing import Agent, Directory
-from mayros.errors import AgentNotFound, GatewayError, IdempotencyConflict, InvalidRequest, Unavailable
+from mayros.errors import GatewayError, InvalidRequest
 from mayros.messages import Message, pack
 from mayros.wire.frames import Count, ErrorShape, Request, Text, canonical, error_shape, parse_params
+from mayros.ws.methods import commands
+from mayros.ws.methods.claims import check_key, obtain, submit
+from mayros.ws.methods.commands import Command
+from mayros.ws.methods.where import effort, known_agent
 
 if TYPE_CHECKING:
-    from mayros.ws.context import Gateway
     from mayros.ws.session import Session
 
-log = Logger()
-Value = TypeVar("Value")
-
-LONGEST_SECONDS = KEEP_SECONDS = 86_400.0
-_CLAIM_ATTEMPTS = 3
-_KEY = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+LONGEST_SECONDS = 86_400.0
 #: The only values of `channel` that mean something without channels.
 _CHANNELS = ("webchat", "last")
 
 
 class AgentParams(msgspec.Struct, frozen=True, rename="camel"):
-    """What clients may send. Of these, `thinking`, `lane`, `label` and what tells where an answer goes have no effect yet."""
+    """What clients may send. Of these, `lane`, `label` and what tells where an answer goes have no effect yet."""
 
     message: Text
     idempotency_key: Text
@@ -67,8 +60,9 @@ def agent(session: Session, request: Request) -> None:
     """Checks what can be checked at once, then claims the key and runs."""
     params = parse_params(AgentParams, request.params, "agent")
     turn = _turn(session.gateway.config.current.directory, params)
-    digest = sha256(canonical(request.params)).digest()
-    session.spawn(request.id, _run(session, request.id, turn, session.principal, digest))
+    command = commands.parse(params.message)
+    renewal = command if command is not None and command.renews else None
+    session.spawn(request.id, _run(session, request.id, turn, renewal, sha256(canonical(request.params)).digest()))
 
 
 def _invalid(text: str) -> InvalidRequest:
@@ -77,8 +71,7 @@ def _invalid(text: str) -> InvalidRequest:
 
 def _turn(directory: Directory, params: AgentParams) -> Turn:
     """The submission that the parameters ask for. Raises InvalidRequest."""
-    if not _KEY.fullmatch(params.idempotency_key):
-        raise _invalid("at /idempotencyKey: must be 1 to 128 letters, digits, '.', '_', ':' or '-'")
+    check_key(params.idempotency_key, "agent")
     if params.attachments:
         raise _invalid("attachments are not supported by this gateway yet")
     if params.deliver:
@@ -96,6 +89,7 @@ def _turn(directory: Directory, params: AgentParams) -> Turn:
         messages=(pack(Message("user", params.message)),),
         door="ws",
         extra_system=params.extra_system_prompt or "",
+        sampling=Sampling(reasoning_effort=effort(params.thinking)),
         timeout_seconds=timeout,
     )
 
@@ -104,7 +98,7 @@ def _where(directory: Directory, params: AgentParams) -> tuple[Agent, SessionKey
     """Agent and session. Without a session key it is the agent's main session."""
     agent_id = (params.agent_id or "").strip() or None
     text = (params.session_key or "").strip()
-    chosen = None if agent_id is None else _known(directory, agent_id)
+    chosen = None if agent_id is None else known_agent(directory, agent_id, "agent")
     if not text:
         if params.session_id:
             raise _invalid("sessionId alone cannot choose a session here: send sessionKey")
@@ -117,96 +111,29 @@ def _where(directory: Directory, params: AgentParams) -> tuple[Agent, SessionKey
         raise _invalid(f"malformed session key: {error.message}") from None
     if chosen is not None and key.agent_id != chosen.id:
         raise _invalid(f'agent "{chosen.id}" does not match session key agent "{key.agent_id}"')
-    return chosen or _known(directory, key.agent_id), key
+    return chosen or known_agent(directory, key.agent_id, "agent"), key
 
 
-def _known(directory: Directory, agent_id: str) -> Agent:
-    try:
-        return directory.agent(agent_id, "agentId")
-    except AgentNotFound:
-        raise _invalid(f'unknown agent id "{agent_id[:64]}"') from None
+async def _run(session: Session, request_id: str, turn: Turn, renewal: Command | None, digest: bytes) -> None:
+    gateway, principal = session.gateway, session.principal
 
-
-async def _run(session: Session, request_id: str, turn: Turn, principal: Principal, digest: bytes) -> None:
-    gateway = session.gateway
-    found = await _obtain(gateway, turn, principal, digest)
-    if not isinstance(found, RunResult):
+    def accepted() -> None:
         session.reply(request_id, {"runId": turn.run_id, "status": "accepted", "acceptedAt": gateway.now_ms()})
-        found = await found.ended()
-    if found.outcome == "ok":
-        session.reply(request_id, {"runId": found.run_id, "status": "ok", "summary": "completed", "result": _result(found)})
+
+    async def start(claim: Claim) -> Run | RunResult:
+        if renewal is not None:
+            return await commands.run(gateway, renewal, turn, principal, claim, accepted)
+        return submit(gateway, turn, principal, claim, accepted)
+
+    work, fresh = await obtain(gateway, f"ws:agent:{principal.id}", turn.run_id, str(turn.session), digest, start)
+    if not isinstance(work, RunResult):
+        if not fresh:
+            accepted()
+        work = await work.ended()
+    if work.outcome == "ok":
+        session.reply(request_id, {"runId": work.run_id, "status": "ok", "summary": "completed", "result": _result(work)})
     else:
-        session.refuse(request_id, _error(found), _failed(found))
-
-
-async def _obtain(gateway: Gateway, turn: Turn, principal: Principal, digest: bytes) -> Run | RunResult:
-    """The one run of this key: started now, still going, or how it ended.
-
-    Cancelling only stops the waiting: a claim that is under way is brought to its end, or a key would be held by no run.
-    """
-    scope = f"ws:agent:{principal.id}"
-    name = f"{scope}:{turn.run_id}"
-    while (waiting := gateway.claiming.get(name)) is not None:
-        turn_over: Deferred[None] = Deferred(waiting.remove)
-        waiting.append(turn_over)
-        await turn_over
-    gateway.claiming[name] = waiting = []
-
-    async def claim() -> Run | RunResult:
-        try:
-            return await _claim(gateway, turn, principal, scope, digest)
-        finally:
-            del gateway.claiming[name]
-            for waiter in tuple(waiting):
-                waiter.callback(None)
-
-    return await _shielded(claim())
-
-
-async def _claim(gateway: Gateway, turn: Turn, principal: Principal, scope: str, digest: bytes) -> Run | RunResult:
-    for _ in range(_CLAIM_ATTEMPTS):
-        answer = await gateway.idempotency.begin(scope, turn.run_id, digest, turn.run_id, KEEP_SECONDS)
-        if isinstance(answer, New):
-            return await _submit(gateway, turn, principal, answer.claim)
-        if isinstance(answer, Done):
-            return answer.result
-        if isinstance(answer, Conflict):
-            raise IdempotencyConflict
-        run = gateway.runs.get(answer.run_id)
-        if run is not None:
-            return run
-        # It ended in the moment between; the store knows how by now.
-    raise Unavailable("The run of this idempotency key was lost. Try again with another key.")
-
-
-async def _submit(gateway: Gateway, turn: Turn, principal: Principal, claim: Claim) -> Run:
-    try:
-        return gateway.runs.submit(msgspec.structs.replace(turn, claim=claim), principal, None, "keep")
-    except Exception:
-        try:
-            await gateway.idempotency.release(claim)
-        except GatewayError:
-            log.failure("the idempotency key of run {run_id} could not be released; it expires by itself", run_id=turn.run_id)
-        raise
-
-
-async def _shielded(work: Coroutine[Deferred[object], object, Value]) -> Value:
-    """Wait for something that goes on when the waiting is cancelled."""
-    waiter: Deferred[Value] = Deferred()
-    cancelled = False
-
-    def over(outcome: Value | Failure) -> None:
-        if not cancelled:
-            waiter.callback(outcome)
-        elif isinstance(outcome, Failure) and not outcome.check(GatewayError):
-            log.failure("a run could not be started after its client had left", failure=outcome)
-
-    Deferred.fromCoroutine(work).addBoth(over)
-    try:
-        return await waiter
-    except CancelledError:
-        cancelled = True
-        raise
+        session.refuse(request_id, run_error(work), {**failed(work), "result": _result(work)})
 
 
 def _result(result: RunResult) -> dict[str, object]:
@@ -220,7 +147,14 @@ def _result(result: RunResult) -> dict[str, object]:
         "cacheWrite": usage.cache_write,
         "total": prompt + usage.output,
     }
-    about = {"sessionId": result.session_id, "provider": result.provider, "model": result.model, "usage": counts, "promptTokens": prompt}
+    about = {
+        "sessionId": result.session_id,
+        "provider": result.provider,
+        "model": result.model,
+        "usage": counts,
+        "lastCallUsage": counts,
+        "promptTokens": prompt,
+    }
     return {
         "payloads": [{"text": result.text, "mediaUrl": None}] if result.text else [],
         "meta": {
@@ -232,18 +166,21 @@ def _result(result: RunResult) -> dict[str, object]:
     }
 
 
-def _failed(result: RunResult) -> dict[str, object]:
-    """The payload beside the error: the partial answer is not lost."""
+def failed(result: RunResult) -> dict[str, object]:
+    """The payload beside the error of a run that did not end well."""
     status = "timeout" if result.outcome == "timeout" else "error"
-    summary = result.error or result.outcome
-    return {"runId": result.run_id, "status": status, "summary": summary, "outcome": result.outcome, "result": _result(result)}
+    return {"runId": result.run_id, "status": status, "summary": result.error or result.outcome, "outcome": result.outcome}
 
 
 _CLASSES = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GatewayError) and kind.code}
 
 
-def _error(result: RunResult) -> ErrorShape:
+def error_class(code: str) -> type[GatewayError]:
+    """The class of a recorded error code."""
+    return InvalidRequest if code == "invalid_request" else _CLASSES.get(code, GatewayError)
+
+
+def run_error(result: RunResult) -> ErrorShape:
     """The error of a run that did not end well."""
     code = result.error_code or "internal_error"
-    kind = InvalidRequest if code == "invalid_request" else _CLASSES.get(code, GatewayError)
-    return error_shape(kind(result.error, code=code))
+    return error_shape(error_class(code)(result.error, code=code))

@@ -1,0 +1,70 @@
+"""`status`: the sessions there are and how full their contexts are. Imports mayros.core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mayros.core.ports import SessionQuery
+from mayros.wire.frames import Request, parse_params
+from mayros.ws.methods.rows import chosen, hidden, told
+
+if TYPE_CHECKING:
+    from mayros.ws.session import Session
+
+RECENT = 10
+#: The newest sessions, of which each agent's newest are shown.
+_LOOKED_AT = 200
+
+
+class StatusParams(msgspec.Struct, frozen=True):
+    """None."""
+
+
+def status(session: Session, request: Request) -> None:
+    """Administrators see sessions, models and paths, others how many there are."""
+    parse_params(StatusParams, request.params, "status")
+    session.spawn(request.id, _status(session, request.id))
+
+
+async def _status(session: Session, request_id: str) -> None:
+    gateway = session.gateway
+    settings, admin = gateway.config.current, session.may("operator.admin")
+    directory = settings.directory
+    count = await gateway.sessions.count()
+    newest = await gateway.sessions.list(SessionQuery(limit=_LOOKED_AT)) if admin else ()
+    now = gateway.now_ms()
+    rows = [told(settings, row, now) for row in newest if not hidden(row.key)]
+    counts = _counts(gateway.health_payload())
+    default = chosen(settings, directory.default_id)
+    by_agent = [
+        {
+            "agentId": agent_id,
+            "path": settings.state_dir if admin else "[redacted]",
+            "count": counts.get(agent_id, 0),
+            "recent": [row for row in rows if row["agentId"] == agent_id][:RECENT],
+        }
+        for agent_id in directory.agents
+    ]
+    sessions = {
+        "paths": [settings.state_dir] if admin else [],
+        "count": count,
+        "defaults": {"model": default.model if admin else None, "contextTokens": default.context_tokens if admin else None},
+        "recent": rows[:RECENT],
+        "byAgent": by_agent,
+    }
+    heartbeat = {
+        "defaultAgentId": directory.default_id,
+        "agents": [{"agentId": agent_id, "enabled": False, "every": "0m", "everyMs": None} for agent_id in directory.agents],
+    }
+    session.reply(request_id, {"heartbeat": heartbeat, "channelSummary": [], "queuedSystemEvents": [], "sessions": sessions})
+
+
+def _counts(health: dict[str, object]) -> dict[str, int]:
+    """Sessions of each agent, as they were counted for `health` (each minute)."""
+    found: dict[str, int] = {}
+    agents = health["agents"]
+    for agent in agents if isinstance(agents, list) else ():
+        found[agent["agentId"]] = agent["sessions"]["count"]
+    return found
