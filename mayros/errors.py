@@ -210,6 +210,10 @@ class RunTimeout(GatewayError):
     status, type, code, should_retry = 504, "api_error", "run_timeout", False
 
 
+class ToolFailed(Exception):
+    """A tool could not do what was asked; the text tells the model what to do instead."""
+
+
 class StartError(Exception):
     """The process cannot start: one line for the operator, and the exit status.
 

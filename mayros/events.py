@@ -65,6 +65,40 @@ class ReasoningDelta(Event, frozen=True, gc=False):
     text: str
 
 
+class ToolCallDelta(Event, frozen=True, gc=False):
+    """A part of a tool call that the model is writing. `index` tells the calls of one model turn apart; id and name come in its first part."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+class ToolStarted(Event, frozen=True, gc=False):
+    """A tool of the gateway begins. `arguments` is JSON text, secrets redacted."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ToolUpdate(Event, frozen=True, gc=False):
+    """What a tool that is still working has put out so far; at most a few in a second."""
+
+    call_id: str
+    name: str
+    text: str
+
+
+class ToolFinished(Event, frozen=True, gc=False):
+    """A tool has ended. `text` is what the model gets: bounded, secrets redacted."""
+
+    call_id: str
+    name: str
+    is_error: bool
+    text: str
+
+
 class TurnFinished(Event, frozen=True, gc=False):
     """One model turn is complete: why it stopped. `raw` is the provider's own word."""
 

@@ -6,7 +6,7 @@ A port is two to four methods. The local implementation of each is in core/ or s
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -16,6 +16,8 @@ from mayros.core.keys import SessionKey
 from mayros.core.models import Model
 from mayros.core.routing import Agent, Settings
 from mayros.events import Event, FinishReason, Outcome, Usage
+
+T = TypeVar("T")
 
 Door = Literal["chat", "ws", "cli"]
 #: What becomes of a run whose owner is lost: cancelled, or kept running.
@@ -123,14 +125,23 @@ class History(msgspec.Struct, frozen=True):
     settings: SessionSettings = SessionSettings()
 
 
+class ToolSpec(msgspec.Struct, frozen=True):
+    """What a model is told of a tool. `parameters` is a JSON Schema of type object."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
 class ModelRequest(msgspec.Struct, frozen=True):
-    """One model turn. `messages` are canonical; `system` comes before them."""
+    """One model turn. `messages` are canonical; `system` comes before them; `tools` may be called."""
 
     model: Model
     system: str
     messages: Sequence[msgspec.Raw]
     sampling: Sampling
     run_id: str
+    tools: Sequence[ToolSpec] = ()
 
 
 class ModelProvider(Protocol):
@@ -142,6 +153,63 @@ class ModelProvider(Protocol):
         One batch per read of the socket. Closing the iterator stops the model and closes its socket. Raises errors of mayros.errors; those
         with `fallback` set let another model be tried.
         """
+        ...
+
+
+class ToolImage(msgspec.Struct, frozen=True):
+    """An image that a tool gives to the model; `data` is base64."""
+
+    media_type: str
+    data: str
+
+
+class ToolResult(msgspec.Struct, frozen=True):
+    """What a call came to. `text` goes to the model, bounded and redacted by the loop; `untrusted`: it comes from outside and is marked so."""
+
+    text: str
+    is_error: bool = False
+    images: tuple[ToolImage, ...] = ()
+    untrusted: bool = False
+
+
+class ToolContext(Protocol):
+    """The run that a call belongs to, as its tool sees it."""
+
+    turn: Turn
+    principal: Principal
+    call_id: str
+    #: Whether the model takes images.
+    images: bool
+
+    def update(self, text: str) -> None:
+        """Tell watchers what there is so far; called as often as one likes, told a few times in a second."""
+        ...
+
+    async def waiting(self, answer: Awaitable[T]) -> T:
+        """Wait for a person (or for another session): meanwhile the run's clock stops and its slot is given back."""
+        ...
+
+
+class Tool(Protocol):
+    """One tool. `read_only`: it changes nothing, so that several calls may run side by side."""
+
+    spec: ToolSpec
+    read_only: bool
+
+    async def call(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
+        """Do it. `arguments` fit the schema. Raises ToolFailed with what the model should do; cancelled, it ends what it started within a second."""
+        ...
+
+
+class Toolbox(Protocol):
+    """Which tools a run has: the registry after policy."""
+
+    def offered(self, turn: Turn, model: Model) -> Mapping[str, Tool]:
+        """By exact name; empty where the model takes no tools or its door has none."""
+        ...
+
+    def why_not(self, turn: Turn, model: Model, name: str) -> str | None:
+        """Why a tool that exists is not offered (the rule that decided); None where there is no tool of that name."""
         ...
 
 
@@ -257,8 +325,11 @@ class TurnStore(Protocol):
         """What the session holds, turns without text left out. A session that does not exist yet has a fresh id and no messages."""
         ...
 
-    def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease) -> Deferred[None]:
+    def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease, said: Sequence[msgspec.Raw] = ()) -> Deferred[None]:
         """Record the turn, and the answer of its claim, in one transaction; fires when it is on disk.
+
+        `said`: the canonical messages that the run made, in order, where there is more than one (calls, results, the final text); else the
+        result's text is the one.
 
         Cancelling the Deferred only stops the waiting. Fails with StorageUnavailable.
         """

@@ -21,9 +21,7 @@ REFRESH_SECONDS = 60.0
 class Health:
     """Keeps the payload of `health`, refreshed every minute. `settings` gives those in force, `now_ms` is the wall clock."""
 
-    def __init__(
-        self, settings: Callable[[], Settings], overview: Callable[[], Deferred[Overview]], clock: Clock, now_ms: Callable[[], int]
-    ) -> None:
+    def __init__(self, settings: Callable[[], Settings], overview: Callable[[], Deferred[Overview]], clock: Clock, now_ms: Callable[[], int]) -> None:
         self._settings, self._overview, self._now_ms = settings, overview, now_ms
         self._sessions: Overview = {}
         self._duration = 0
