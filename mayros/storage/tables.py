@@ -36,11 +36,12 @@ STATELESS = sa.text("stateless")
 CONVERSATION = sa.text("NOT stateless")
 LABELLED = sa.text("label IS NOT NULL")
 
+# The migrations say the same for PostgreSQL; said here, it would load that dialect (4 MB) into every daemon.
 #: What pruning walks: stateless sessions only, oldest first. The second column lets them be counted in the index alone.
-sa.Index("sessions_stateless", sessions.c.updated_ms, sessions.c.stateless, sqlite_where=STATELESS, postgresql_where=STATELESS)
+sa.Index("sessions_stateless", sessions.c.updated_ms, sessions.c.stateless, sqlite_where=STATELESS)
 #: What lists walk, newest first, together with the one above; a stateless turn does not touch it.
-sa.Index("sessions_conversations", sessions.c.updated_ms, sqlite_where=CONVERSATION, postgresql_where=CONVERSATION)
-sa.Index("sessions_label", sessions.c.label, unique=True, sqlite_where=LABELLED, postgresql_where=LABELLED)
+sa.Index("sessions_conversations", sessions.c.updated_ms, sqlite_where=CONVERSATION)
+sa.Index("sessions_label", sessions.c.label, unique=True, sqlite_where=LABELLED)
 
 #: The session ids a key had before it was reset.
 session_history = sa.Table(
