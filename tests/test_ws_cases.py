@@ -3,37 +3,44 @@
 | row | what | where |
 |---|---|---|
 | W01-W04 | bad upgrades | test_ws_protocol: test_bad_upgrades |
-| W05 | an upgrade with a body | here; test_ws_protocol: test_bad_upgrades |
+| W05 | an upgrade with a body | here: test_an_upgrade_with_a_body |
 | W06-W11 | violations of the standard | test_ws_protocol: test_violations_of_the_standard |
 | W12, W13 | sizes before and after hello-ok | test_ws_protocol: test_sizes; test_ws: test_garbage_before_hello |
-| W14 | empty continuation frames without end | here |
+| W14 | empty continuation frames without end | here: test_empty_fragments_without_end |
 | W15 | UTF-8, wrong and split | test_ws_protocol: test_violations_of_the_standard, test_fragments |
-| W16 | odd close frames | here |
-| W17 | 10,000 pings | here, in memory and on sockets |
-| W18 | half-open peers | here; test_ws_protocol: test_pings |
-| W19, W20 | deep and odd JSON | test_ws: test_garbage_before_hello, test_bad_frames_do_not_end_the_connection; test_frames |
+| W16 | odd close frames | here: test_odd_close_frames |
+| W17 | 10,000 pings | here: test_ten_thousand_pings, test_storms |
+| W18 | half-open peers | here: test_a_cable_that_is_cut; test_ws_protocol: test_pings |
+| W19 | deep JSON | test_ws: test_garbage_before_hello, test_bad_frames_do_not_end_the_connection; test_frames: test_nesting_is_bounded |
+| W20 | NaN, duplicate keys, lone surrogates, a byte order mark | test_frames: test_what_is_no_json, test_duplicate_keys |
 | W21, W22 | wrong types and missing fields in `connect`; versions | test_ws: test_every_field_has_its_type, test_versions |
+| W21 | any device at all | test_ws_connect: test_any_device_is_answered |
 | W23 | another first frame | test_ws: test_the_first_frame_is_connect |
 | W24 | a second `connect` | test_ws: test_connect_again |
-| W25 | odd ids | test_ws: test_bad_frames_do_not_end_the_connection; here: one id for many requests |
-| W26-W30 | replayed, stale, foreign and changed device signatures | test_ws_connect |
+| W25 | odd ids | test_ws: test_bad_frames_do_not_end_the_connection; here: test_one_id_for_many_requests |
+| W26 | a signature replayed on another connection | test_ws_connect: test_a_signature_of_another_connection |
+| W27 | a signature that is stale or from the future | test_ws_connect: test_old_and_early_signatures |
+| W28 | no nonce from a remote client | test_ws_connect: test_remote_clients_need_the_nonce |
+| W29 | wrong keys, ids and signatures | test_ws_connect: test_wrong_keys |
+| W30 | scopes raised after signing | test_ws_connect: test_what_is_changed_after_signing |
 | W31, W32 | foreign Origins | test_ws_protocol: test_origins, test_listed_origins |
-| W33 | a storm of connects | here, on sockets; test_ws_protocol: test_silent_sockets |
-| W34 | a handshake that never ends | here; test_ws: test_silence_ends |
-| W35 | a client that never reads | here, in memory and on sockets; test_ws_protocol: test_a_client_that_never_reads |
+| W33 | a storm of connects | here: test_storms; test_ws_protocol: test_silent_sockets |
+| W34 | a handshake that never ends | here: test_handshakes_that_never_end; test_ws: test_silence_ends |
+| W35 | a client that never reads | here: test_a_client_that_never_reads, test_storms |
 | W36 | compression offered; compressed frames | test_ws_protocol: test_the_handshake_as_the_standard_has_it, test_violations_of_the_standard |
-| W37 | 5,000 requests at once | here, in memory and on sockets |
-| W38 | wrong secrets, then the right one | test_ws: test_lockout_is_shared_with_http |
-| W39 | odd parameters | test_ws_agent: test_bad_parameters; test_frames: Params |
+| W37 | 5,000 requests at once | here: test_five_thousand_requests_at_once, test_many_runs_at_once, test_storms |
+| W38 | wrong secrets, then the right one | test_ws: test_lockout_is_shared_with_http; test_ws_connect: test_guessing_device_tokens |
+| W39 | odd parameters | test_frames: test_prototype_tricks_are_unknown_keys, test_parameters_that_are_no_object |
 | W40 | JSON in a binary frame | test_ws_protocol: test_binary_messages; test_ws: test_binary_frames |
 | W41 | frames together with the upgrade | test_ws_protocol: test_bytes_with_the_upgrade |
-| W42 | 500 clients that vanish at once | here, in memory and on sockets |
+| W42 | 500 clients that vanish at once | here: test_five_hundred_that_vanish, test_storms |
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 import threading
@@ -73,6 +80,23 @@ def split(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
         found.append((data[at] & 0x0F, data[start : start + size]))
         at = start + size
     return found, data[at:]
+
+
+class TableTests(SynchronousTestCase):
+    """The table above."""
+
+    def test_the_table_is_whole(self) -> None:
+        """Every row is there, and every test that it names."""
+        rows: set[int] = set()
+        for numbers, where in re.findall(r"^\| (W[^|]*) \|.*\|([^|]*)\|$", __doc__ or "", re.MULTILINE):
+            for first, last in re.findall(r"W(\d+)(?:-W(\d+))?", numbers):
+                rows.update(range(int(first), int(last or first) + 1))
+            for place in where.split(";"):
+                module, _, names = place.strip().partition(": ")
+                text = Path(__file__).with_name(f"{'test_ws_cases' if module == 'here' else module}.py").read_text(encoding="utf-8")
+                for name in names.split(", "):
+                    self.assertIn(f"    def {name}(self", text, place)
+        self.assertEqual(set(range(1, 43)), rows)
 
 
 class MemoryTests(SynchronousTestCase):

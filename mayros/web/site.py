@@ -349,6 +349,7 @@ class GatewayChannel(HTTPChannel):
         """The socket becomes a WebSocket: stop counting it as HTTP; call the result when it is closed."""
         counted, self._counted = self._counted, None
         self.site.channels.discard(self)
+        self.requests.clear()  # which refer to this channel
         if counted is None:
             return lambda: None
         # The channel itself is not kept for the life of the socket.

@@ -15,7 +15,9 @@ from autobahn.twisted.resource import WebSocketResource
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import Request
@@ -55,11 +57,13 @@ class Socket:
         self.session.opened()
 
     def lost(self) -> None:
-        """The connection is gone."""
+        """The connection is gone. What refers to each other is taken apart, so that nothing has to wait for the garbage collector."""
         if self._outbox is not None:
             self._outbox.discard()
+            self._outbox = None
         self.session.closed()
         self._released()
+        del self.session, self._protocol, self._released
 
     @property
     def buffered(self) -> int:
@@ -95,6 +99,9 @@ class Socket:
 class ControlProtocol(WebSocketServerProtocol):
     """Autobahn's side of one socket. Messages are put together in one buffer, so that thousands of small fragments cost what they hold."""
 
+    #: Nothing: Autobahn would copy each option to each socket, and write a page of them for its debug log. See ControlFactory.
+    CONFIG_ATTRS: list[str] = []
+
     def prepare(self, socket: Socket) -> None:
         """Before the connection is made: whom to talk to."""
         self._socket = socket
@@ -125,6 +132,16 @@ class ControlProtocol(WebSocketServerProtocol):
             if taking.failed:
                 self._socket.close(1011, "internal error")
 
+    def dataReceived(self, data: bytes) -> None:
+        """Called by the transport. Autobahn's own makes up a debug message each time."""
+        self._dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Called by the transport."""
+        super().connectionLost(reason)
+        # It has this protocol as its result.
+        del self.is_closed, self._socket
+
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """Called by Autobahn, once, also when the handshake failed."""
         with log.failuresHandled("while closing a socket"):
@@ -151,6 +168,13 @@ class ControlFactory(WebSocketServerFactory):
             autoPingTimeout=PING_SECONDS,
             tcpNoDelay=True,
         )
+
+        class Configured(ControlProtocol):
+            """The sockets of this factory: its options are theirs."""
+
+        for name in WebSocketServerProtocol.CONFIG_ATTRS:
+            setattr(Configured, name, getattr(self, name))
+        self.protocol = Configured
         self.gateway = gateway
         self._sockets: set[ControlProtocol] = set()
         self._waiting: list[Deferred[None]] = []
