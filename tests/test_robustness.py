@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory
@@ -38,8 +39,13 @@ class KeptTests(HarnessCase):
         super().setUp()
         self.one = self.gateway()
         gc.collect()
+        self.before = {id(found) for found in gc.get_objects() if isinstance(found, LiveRun | GatewayRequest)}  # of other tests
         gc.disable()
         self.addCleanup(gc.enable)
+
+    def made(self, *kinds: type) -> list[Any]:
+        """What this test made of these kinds and is still there."""
+        return [found for found in gc.get_objects() if isinstance(found, kinds) and id(found) not in self.before]
 
     def nothing_kept(self, case: Callable[[Harness], Client], *kinds: type) -> None:
         """Run a case, end its connection, and look for what is left of it."""
@@ -47,7 +53,7 @@ class KeptTests(HarnessCase):
         client.leave()
         self.one.advance(1)
         del client
-        self.assertEqual([found for found in gc.get_objects() if isinstance(found, kinds)], [])
+        self.assertEqual(self.made(*kinds), [])
 
     def test_answered(self) -> None:
         """Plain and streamed."""
@@ -114,7 +120,7 @@ class KeptTests(HarnessCase):
         client = self.one.dial(post(chat("hello " * 10_000))[:-5])
         client.leave()
         self.one.advance(1)
-        self.assertEqual([len(found.body) for found in gc.get_objects() if isinstance(found, GatewayRequest) and found.body], [])
+        self.assertEqual([len(request.body) for request in self.made(GatewayRequest) if request.body], [])
 
 
 class BareTests(SynchronousTestCase):

@@ -301,6 +301,15 @@ class Failures(StoreTestCase):
         await self.assertFailure(self.finish(self.turn("hi"), self.store.fresh(ALICE), "ho"), StorageUnavailable)
         self.assertFalse(os.path.exists(self.path))
 
+    async def test_a_replaced_file_takes_no_turns(self) -> None:
+        """SQLite would go on writing to the deleted file, and acknowledge turns that nobody finds after a restart."""
+        await self.say("Hello?", "Hi.")
+        os.rename(self.path, self.path + ".away")
+        await self.assertFailure(self.finish(self.turn("hi"), self.store.fresh(ALICE), "ho"), StorageUnavailable)
+        self.assertFalse(self.store.writable)
+        os.rename(self.path + ".away", self.path)
+        await self.finish(self.turn("hi"), self.store.fresh(ALICE), "ho")
+
     async def test_no_conversation_in_an_error(self) -> None:
         """What the log gets of a failed statement has no message text in it."""
         await self.database.call(lambda connection: connection.exec_driver_sql("DROP TABLE entries"))

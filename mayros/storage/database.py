@@ -6,6 +6,7 @@ runs before it does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
@@ -62,10 +63,14 @@ class Database:
         if self._writer is None:
             self.engine = open_engine(self.url, self._busy)
             self.statements = Statements(self.engine.dialect)
+            self._file = _identity(self.engine)
             self._writer = GroupCommit(self.engine, self._write, _probe, self._reactor)
 
     def _write(self, connection: sa.Connection, jobs: Sequence[Rows | Call]) -> Sequence[object]:
         """In the writer thread: all turns of the batch by one statement for each table, then the other jobs in their order."""
+        if _identity(self.engine) != self._file:
+            # SQLite goes on writing to a file that nobody will find again.
+            raise OSError("the store's file was deleted or replaced while the gateway runs; restart it")
         turns = [job for job in jobs if type(job) is Rows]
         if turns:
             connection.exec_driver_sql(self.statements.upsert_session, [job.session for job in turns])
@@ -122,6 +127,18 @@ class Database:
         if self._writer is None:
             return succeed(None)
         return self._writer.close()
+
+
+def _identity(engine: sa.Engine) -> tuple[int, int] | None:
+    """Which file a SQLite store is at the moment; None: another kind of store, or the file is gone."""
+    path = engine.url.database if engine.dialect.name == "sqlite" else None
+    if path is None:
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _keep(_deferred: Deferred[T]) -> None:

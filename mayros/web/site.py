@@ -504,5 +504,5 @@ def failed(request: GatewayRequest, failure: Failure) -> None:
 
 def forget(failure: Failure) -> None:
     """The way of a failure ends here. See `errors.bare`; a Failure has frames of its own besides its error's."""
-    bare(failure.value)
+    bare(cast(BaseException, failure.value))
     failure.cleanFailure()
