@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mayros.errors import StorageUnavailable
-from mayros.storage.engine import BUSY_SECONDS, cause
+from mayros.storage.engine import BUSY_SECONDS, cause, parse_url
 from mayros.storage.migrate import PROBE, open_engine
 from mayros.storage.statements import ClaimRow, EntryRow, SessionRow, Statements
 from mayros.storage.writer import GroupCommit, Reactor, Settled
@@ -63,12 +63,13 @@ class Database:
         if self._writer is None:
             self.engine = open_engine(self.url, self._busy)
             self.statements = Statements(self.engine.dialect)
-            self._file = _identity(self.engine)
+            self._path = parse_url(self.url).database if self.url.startswith("sqlite:") else None
+            self._file = _identity(self._path)
             self._writer = GroupCommit(self.engine, self._write, _probe, self._reactor)
 
     def _write(self, connection: sa.Connection, jobs: Sequence[Rows | Call]) -> Sequence[object]:
         """In the writer thread: all turns of the batch by one statement for each table, then the other jobs in their order."""
-        if _identity(self.engine) != self._file:
+        if _identity(self._path) != self._file:
             # SQLite goes on writing to a file that nobody will find again.
             raise OSError("the store's file was deleted or replaced while the gateway runs; restart it")
         turns = [job for job in jobs if type(job) is Rows]
@@ -129,9 +130,8 @@ class Database:
         return self._writer.close()
 
 
-def _identity(engine: sa.Engine) -> tuple[int, int] | None:
+def _identity(path: str | None) -> tuple[int, int] | None:
     """Which file a SQLite store is at the moment; None: another kind of store, or the file is gone."""
-    path = engine.url.database if engine.dialect.name == "sqlite" else None
     if path is None:
         return None
     try:
