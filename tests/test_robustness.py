@@ -24,7 +24,7 @@ from mayros.errors import InvalidRequest, RequestTooLarge, UpstreamError, bare
 from mayros.ops.listen import UNSENT_BYTES, Listeners, parse_endpoint
 from mayros.ops.logs import LineObserver, console
 from mayros.service import RESERVED_FILES, connections_for
-from mayros.web.site import GatewayRequest
+from mayros.web.request import GatewayRequest
 from mayros.wire.chat import MAX_BESIDES, decode_request
 from tests.daemon import Daemon, Upstream, read_until
 from tests.helpers import Client, Harness, HarnessCase, chat, head, post

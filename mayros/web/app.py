@@ -21,7 +21,7 @@ from mayros.core.limits import Budget
 from mayros.core.ports import ConfigControl, Principal, Run, RunResult, Runs, Sampling, Turn
 from mayros.errors import AgentNotFound, GatewayError, InvalidRequest, UnknownUrl
 from mayros.web.gate import Route
-from mayros.web.site import GatewayRequest, failed, forget, reply
+from mayros.web.request import GatewayRequest, failed, forget, reply
 from mayros.web.sse import EventStream, Ticker
 from mayros.wire.chat import ChatRequest, Stream, completion, decode_request
 
@@ -151,6 +151,7 @@ class Api:
             sampling=Sampling(**asked.sampling) if asked.sampling else _NOTHING_ASKED,
             timeout_seconds=agent.timeout_seconds,
             metadata=asked.metadata,
+            tools=settings.config.gateway.http.endpoints.chat_completions.tools,
         )
 
 

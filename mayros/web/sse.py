@@ -16,7 +16,7 @@ from zope.interface import implementer
 from mayros.core.ports import Clock, RunResult
 from mayros.errors import GatewayError
 from mayros.events import Event, ModelAnswered
-from mayros.web.site import GatewayRequest
+from mayros.web.request import GatewayRequest
 from mayros.wire.chat import DONE, PING, Stream
 
 PING_SECONDS = 15.0
