@@ -17,13 +17,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bench import measure as http
+from bench import tool_measure as tools
 from bench import ws_measure as ws
 from bench.measure import Effort, Failures, Row
 from bench.rig import BenchError, Rig, filesystem, fsync_seconds
 
 FULL = Effort(rounds=5, seconds=3.0, starts=5, bursts=3, pass_requests=10_000)
 QUICK = Effort(rounds=2, seconds=1.0, starts=1, bursts=1, pass_requests=1_000, sockets=500, idle_seconds=3.0, watchers=200, churn=1_000)
-MEASURES = {**http.MEASURES, **ws.MEASURES}
+MEASURES = {**http.MEASURES, **tools.MEASURES, **ws.MEASURES}
 PACKAGES = ("twisted", "klein", "autobahn", "msgspec", "httptools", "SQLAlchemy")
 
 
@@ -94,7 +95,7 @@ def run(chosen: argparse.Namespace, folder: Path) -> int:
     status = 0
     with Rig(folder, gateway=chosen.subject == "mayros", pin=chosen.pin, deadline=began + chosen.limit) as rig:
         for name, measure in MEASURES.items():
-            if (chosen.only and name not in chosen.only) or (name in ws.MEASURES and not rig.gateway):
+            if (chosen.only and name not in chosen.only) or (name not in http.MEASURES and not rig.gateway):
                 continue
             print(f"{name} ...", file=sys.stderr, flush=True)
             try:

@@ -23,7 +23,7 @@ from bench import wire
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Agents of the gateway under test, each with the mock model of the same digits.
-SHAPES = ("8", "64", "50x50ms", "400x5ms")
+SHAPES = ("8", "64", "50x50ms", "400x5ms", "read4-8", "exec1-8")
 INSTRUCTIONS = """# Instructions
 
 You are the assistant of a small team. Answer in the language of the question, shortly and exactly. Say so when you do not know something.
@@ -274,6 +274,7 @@ class Rig:
         workspace = self.folder / "workspace"
         workspace.mkdir(exist_ok=True)
         (workspace / "AGENTS.md").write_text(INSTRUCTIONS)
+        (workspace / wire.NOTES[0]).write_text(wire.NOTES[1])
         config = {
             "gateway": {
                 "mode": "local",
@@ -284,11 +285,13 @@ class Rig:
                 "limits": {"maxConnectionsPerAddress": 4096},
             },
             "agents": {"list": [{"id": f"a{shape}", "model": f"mock/mock-{shape}", "workspace": str(workspace)} for shape in SHAPES]},
+            # nobody is there to be asked
+            "tools": {"exec": {"security": "full", "ask": "off"}},
             "models": {
                 "providers": {
                     "mock": {
                         "baseUrl": f"http://127.0.0.1:{self.upstream_port}/v1",
-                        "apiKey": "x",
+                        "apiKey": "mock-key-0123456789",
                         "api": "openai-completions",
                         "models": [{"id": f"mock-{shape}"} for shape in SHAPES],
                     }
@@ -365,6 +368,7 @@ class Result:
         self.failed: int = answer["failed"]
         self.why: str | None = answer["why"]
         self.first: list[float] = answer["first"]
+        self.whole: list[float] = answer["whole"]
         self.rate: float = self.done / answer["seconds"]
         self.chunk_rate = self.rate * tokens
         self.cpu = cpu / max(1, self.done)

@@ -6,6 +6,7 @@ chunks in one read; each event is an HTTP chunk of its own, as real providers se
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import heapq
@@ -16,7 +17,7 @@ import socket
 import sys
 import time
 
-from bench.wire import shape, token
+from bench.wire import RECORDED, TOOLS, shape, token, tool
 
 _STREAM_HEAD = b"\r\n".join(
     (
@@ -29,6 +30,8 @@ _STREAM_HEAD = b"\r\n".join(
     )
 )
 _MAX_REQUEST = 64 << 20
+#: Bodies of requests to models that call tools that are kept: those of one run.
+_KEPT = 5
 
 
 def _usage(tokens: int) -> dict[str, int]:
@@ -45,17 +48,34 @@ def _event(payload: bytes) -> bytes:
 def pieces(tokens: int) -> list[bytes]:
     """A streamed answer, one item per token: the first has the head and the role before it, the last the end behind it."""
 
-    def chunk(choices: list[object], **more: object) -> bytes:
-        whole = {"id": "chatcmpl-mock", "object": "chat.completion.chunk", "created": 1767225600, "model": "mock", "choices": choices, **more}
-        return _event(json.dumps(whole, separators=(",", ":")).encode())
-
-    def delta(content: dict[str, str], reason: str | None = None) -> bytes:
-        return chunk([{"index": 0, "delta": content, "logprobs": None, "finish_reason": reason}])
-
-    parts = [delta({"content": token(number)}) for number in range(tokens)]
-    parts[0] = _STREAM_HEAD + delta({"role": "assistant", "content": ""}) + parts[0]
-    parts[-1] += delta({}, "stop") + chunk([], usage=_usage(tokens)) + _event(b"[DONE]") + b"0\r\n\r\n"
+    parts = [_delta({"content": token(number)}) for number in range(tokens)]
+    parts[0] = _STREAM_HEAD + _delta({"role": "assistant", "content": ""}) + parts[0]
+    parts[-1] += _delta({}, "stop") + _end(tokens)
     return parts
+
+
+def _chunk(choices: list[object], **more: object) -> bytes:
+    whole = {"id": "chatcmpl-mock", "object": "chat.completion.chunk", "created": 1767225600, "model": "mock", "choices": choices, **more}
+    return _event(json.dumps(whole, separators=(",", ":")).encode())
+
+
+def _delta(content: dict[str, object], reason: str | None = None) -> bytes:
+    return _chunk([{"index": 0, "delta": content, "logprobs": None, "finish_reason": reason}])
+
+
+def _end(tokens: int) -> bytes:
+    return _chunk([], usage=_usage(tokens)) + _event(b"[DONE]") + b"0\r\n\r\n"
+
+
+@functools.lru_cache(maxsize=64)
+def call(name: str, number: int) -> bytes:
+    """A streamed answer that is one call of a tool, its arguments in three pieces."""
+    text = json.dumps(TOOLS[name][0])
+    third = len(text) // 3
+    made: list[dict[str, object]] = [{"id": f"call_{number}", "type": "function", "function": {"name": name, "arguments": ""}}]
+    made += [{"function": {"arguments": piece}} for piece in (text[:third], text[third : 2 * third], text[2 * third :])]
+    parts = [_delta({"tool_calls": [{"index": 0, **piece}]}) for piece in made]
+    return b"".join((_STREAM_HEAD, _delta({"role": "assistant", "content": None}), *parts, _delta({}, "tool_calls"), _end(0)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -70,7 +90,10 @@ def plain(tokens: int) -> bytes:
     message = {"role": "assistant", "content": "".join(map(token, range(tokens))), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     whole = {"id": "chatcmpl-mock", "object": "chat.completion", "created": 1767225600, "model": "mock", "choices": [choice], "usage": _usage(tokens)}
-    body = json.dumps(whole, separators=(",", ":")).encode()
+    return _ok(json.dumps(whole, separators=(",", ":")).encode())
+
+
+def _ok(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nServer: mock\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
@@ -120,6 +143,7 @@ class Upstream:
         self._connections: dict[int, Connection] = {}
         self._due: list[tuple[float, int, Connection, list[bytes], int, float]] = []
         self._serial = 0
+        self._kept: collections.deque[str] = collections.deque(maxlen=_KEPT)
 
     def serve(self) -> None:
         """Answer until standard input ends."""
@@ -177,7 +201,18 @@ class Upstream:
 
     def _answer(self, connection: Connection, body: bytes) -> None:
         question = json.loads(body)
+        if question["model"] == RECORDED:
+            self._write(connection, _ok(json.dumps(list(self._kept)).encode()))
+            return
         tokens, delay = shape(question["model"])
+        if (called := tool(question["model"])) is not None:
+            self._kept.append(body.decode())
+            results = [message["content"] for message in question["messages"] if message["role"] == "tool"]
+            if any(TOOLS[called[0]][1] not in text for text in results):
+                raise ValueError(f"a result of {called[0]} is not what it should be: {results[-1][-300:]!r}")
+            if len(results) < called[1]:
+                self._write(connection, call(called[0], len(results)))
+                return
         if question.get("stream") is not True:
             self._write(connection, plain(tokens))
         elif not delay:

@@ -2,7 +2,7 @@
 
 A model's name says how it answers: `mock-64` is 64 tokens at once, `mock-50x50ms` is 50 tokens, one each 50 ms. Only the digits
 count, so `mayros:a64` (agent `a64` of the gateway, whose model is `mock-64`) means the same to the upstream, and one request serves
-both roles unchanged.
+both roles unchanged. `mock-read4-8` calls the tool `read` in four turns and then says 8 tokens; `mock-exec1-8` calls `exec` in one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,20 @@ import re
 from typing import Any
 
 _SHAPE = re.compile(r"(\d+)(?:x(\d+)ms)?$")
+_TOOL = re.compile(r"(read|exec)(\d+)-\d+$")
 MAX_TOKENS = 100_000
+#: The small file that `read` is called for, and what stands in it.
+NOTES = ("notes.md", "The weather station in the mountains reports every hour: wind, rain, snow, and how far one can see.\n")
+#: What `exec` is called for: so many bytes of output, and a last line.
+OUTPUT_BYTES, LAST_LINE = 10_000_000, "that was all"
+#: Of each tool: the arguments of the call, and what its result must hold.
+TOOLS: dict[str, tuple[dict[str, Any], str]] = {
+    "read": ({"path": NOTES[0]}, NOTES[1].strip()),
+    # Not to be put into the background, however long it takes.
+    "exec": ({"command": f"yes 'a line of some output' | head -c {OUTPUT_BYTES}; echo; echo {LAST_LINE}", "yieldMs": 120_000}, LAST_LINE),
+}
+#: The model that is no model: the upstream answers with the last bodies of requests for tools that it got.
+RECORDED = "recorded"
 
 
 def shape(model: str) -> tuple[int, float]:
@@ -21,6 +34,12 @@ def shape(model: str) -> tuple[int, float]:
     if match is None or not 1 <= int(match[1]) <= MAX_TOKENS:
         raise ValueError(f"{model!r} does not end in a number of tokens")
     return int(match[1]), int(match[2] or 0) / 1000
+
+
+def tool(model: str) -> tuple[str, int] | None:
+    """Name of the tool that a model calls, and in how many turns; None if it calls none."""
+    match = _TOOL.search(model)
+    return (match[1], int(match[2])) if match else None
 
 
 def token(number: int) -> str:

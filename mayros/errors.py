@@ -138,6 +138,18 @@ class RunAborted(GatewayError):
     status, type, code, should_retry = 422, "invalid_request_error", "run_aborted", False
 
 
+class LoopDetected(GatewayError):
+    """The model called the same tools again and again without progress, so the run was ended. Ask in another way."""
+
+    status, type, code, should_retry = 422, "invalid_request_error", "loop_detected", False
+
+
+class TooManyRounds(GatewayError):
+    """The run used up its rounds of tool calls and was ended. Ask it to go on, or for less at a time."""
+
+    status, type, code, should_retry = 422, "invalid_request_error", "too_many_rounds", False
+
+
 class IdempotencyConflict(GatewayError):
     """This idempotency key was used before with a different request."""
 

@@ -28,11 +28,32 @@ class ToolCall(msgspec.Struct, frozen=True, gc=False):
     type: Literal["function"] = "function"
 
 
+class TextPart(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="text"):
+    """A text among parts."""
+
+    text: str
+
+
+class ImageUrl(msgspec.Struct, frozen=True, gc=False):
+    """`url` is a `data:` URL: no image is fetched from elsewhere."""
+
+    url: str
+
+
+class ImagePart(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="image_url"):
+    """An image among parts."""
+
+    image_url: ImageUrl
+
+
 class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """One message. `content` is None only beside `tool_calls`."""
+    """One message. `content` is None only beside `tool_calls`; it has parts only where there are images, as in a tool's result.
+
+    OpenAI itself takes no images from the role `tool`: the adapter puts them into a message of the role `user` after the results.
+    """
 
     role: Role
-    content: str | msgspec.UnsetType | None = msgspec.UNSET
+    content: str | tuple[TextPart | ImagePart, ...] | msgspec.UnsetType | None = msgspec.UNSET
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] | None = None
     tool_call_id: str | None = None
@@ -40,6 +61,14 @@ class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Message).decode
+
+
+def text_of(message: Message) -> str:
+    """The text of a message, of all its parts; empty where it has none."""
+    content = message.content
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.text for part in content if isinstance(part, TextPart)) if isinstance(content, tuple) else ""
 
 
 def pack(message: Message) -> msgspec.Raw:

@@ -25,15 +25,20 @@ from twisted.web.server import Request
 from mayros.config.secret import AuthSecret, resolve
 from mayros.core.address import Address, AddressRules
 from mayros.core.agent import AgentLoop
+from mayros.core.approvals import Approvals
 from mayros.core.auth import Authenticator, make_limiter
 from mayros.core.devices import Devices
+from mayros.core.exec_rules import ExecRules
 from mayros.core.lanes import LocalLanes, LocalSlots
 from mayros.core.limits import Budget, ConnectionCounter
 from mayros.core.models import Provider
+from mayros.core.permission import ExecPermission
 from mayros.core.ports import ModelProvider
 from mayros.core.routing import Settings
 from mayros.core.runs import LocalRuns
+from mayros.core.toolbox import LocalToolbox
 from mayros.errors import ConfigError, StartError
+from mayros.net.spawn import Spawner
 from mayros.net.statedir import StateDir, raise_open_files
 from mayros.ops.control import ConfigFile
 from mayros.ops.health import Health
@@ -42,17 +47,26 @@ from mayros.ops.logs import AccessLog, Redactor, console
 from mayros.providers.local import LocalModel
 from mayros.providers.openai_chat import OpenAIChat
 from mayros.storage.agent_files import LocalAgentFiles
+from mayros.storage.approvals import SqlExecRules
 from mayros.storage.database import Database
 from mayros.storage.devices import SqlDevices
+from mayros.storage.engine import describe, parse_url
 from mayros.storage.idempotency import SqlIdempotency
 from mayros.storage.maintenance import Maintenance
 from mayros.storage.overview import overview
+from mayros.storage.results import FileResults
 from mayros.storage.sessions import SqlSessions
+from mayros.storage.skills import FileSkills
 from mayros.storage.turns import SqlTurnStore
 from mayros.storage.workspace import FileWorkspace
+from mayros.tools.access import protected_paths
+from mayros.tools.exec import tools as exec_tools
+from mayros.tools.files import tools as file_tools
+from mayros.tools.status import tools as status_tools
 from mayros.web.app import ROUTES, Api, Root
 from mayros.web.gate import Gate
-from mayros.web.site import GatewayRequest, GatewaySite
+from mayros.web.request import GatewayRequest
+from mayros.web.site import GatewaySite
 from mayros.web.sse import Ticker
 from mayros.ws.context import Gateway as Conversations
 from mayros.ws.protocol import ControlFactory, ControlResource
@@ -139,14 +153,40 @@ class Core:
         self.sessions = SqlSessions(self.database, self.store, wall_ms)
         self.idempotency = SqlIdempotency(self.database, wall_ms)
         self.devices = Devices(SqlDevices(self.database), wall_ms)
+        self.approvals = Approvals(reactor, wall_ms)
+        place = describe(parse_url(self.database.url))
+        self.exec_rules = ExecRules(SqlExecRules(self.database), wall_ms, os.path.realpath, os.path.expanduser("~"), place)
+        self.permission = ExecPermission(self.exec_rules, self.approvals, self.sessions)
         self.maintenance = Maintenance(self.database, reactor, lambda: config.session.stateless, wall_ms)
         self.workspace = FileWorkspace(reactor, self.in_thread)
         self.agent_files = LocalAgentFiles(state.path, os.path.expanduser("~"), self.in_thread, wall_ms)
         self.providers = Adapters(settings, state, reactor)
+        #: The configuration in force, and what hides secrets: of the start, until the daemon has its own.
+        self.current: Callable[[], Settings] = lambda: settings
+        self.redact: Callable[[str], str] = Redactor(provider.key for provider in settings.catalogue.providers.values())
+        home = os.path.expanduser("~")
+        self.results = FileResults(state.join("results"), self.in_thread, time.time)
+        self.skills = FileSkills(config.skills, state.path, home, environ, reactor, self.in_thread)
+        self.spawner = Spawner(reactor, environ, state.path)
+        self.toolbox = LocalToolbox(
+            [
+                *file_tools(self.in_thread, self.results.open, protected_paths(state.path, settings.config_path, home), self.skills.folders),
+                *exec_tools(self.spawner, reactor, self.permission),
+                *status_tools(self.sessions, lambda: self.current(), wall_ms),
+            ]
+        )
         limits = config.gateway.limits
         self.lanes = LocalLanes(limits.max_queued_per_session, limits.max_queued_runs)
         self.runs = LocalRuns(
-            AgentLoop(self.providers, self.workspace, settings.catalogue.find),
+            AgentLoop(
+                self.providers,
+                self.workspace,
+                settings.catalogue.find,
+                self.toolbox,
+                self.results,
+                lambda text: self.redact(text),
+                self.skills,
+            ),
             self.store,
             self.idempotency,
             self.lanes,
@@ -163,11 +203,29 @@ class Core:
         """Open the store and close what a crash left open. Raises StartError; blocks, so before the reactor runs."""
         self.store.open()
         self.store.recover()
+        for agent in self.settings.directory.agents.values():
+            # Commands run in it; one that cannot be made is for its own runs to complain about.
+            try:
+                os.makedirs(agent.workspace, mode=0o700, exist_ok=True)
+            except OSError as error:
+                log.warn("workspace {path} cannot be made: {why}", path=agent.workspace, why=error.strerror)
         self.maintenance.start()
+        self._reactor.callWhenRunning(self._sweep)
+
+    def _sweep(self) -> None:
+        """End what commands of a gateway that died left running; the state directory is locked, so no other one lives."""
+
+        def swept(count: int) -> None:
+            if count:
+                log.info("{count} processes that an earlier gateway's commands left behind were ended", count=count)
+
+        sweeping = Deferred.fromCoroutine(self.spawner.sweep())
+        sweeping.addCallbacks(swept, lambda failure: log.failure("what earlier commands left behind could not be ended", failure))
 
     async def close(self) -> None:
-        """The model's process, then the connections, then the store. No run may be live."""
+        """The commands, the model's process, then the connections, then the store. No run may be live."""
         self.maintenance.stop()
+        await self.spawner.stop()
         await self.providers.close()
         await self.database.close()
 
@@ -240,6 +298,7 @@ class Gateway(MultiService):
         self._redact = Redactor([*(provider.key for provider in settings.catalogue.providers.values()), secret.value])
         self.core = Core(settings, self.state, reactor, settings.environ)
         self.control = ConfigFile(settings, self.core.in_thread, wall_ms, self.core.providers.check)
+        self.core.current, self.core.redact = lambda: self.control.current, self._redact
         self.core.open()
         self._build_doors(secret, files)
         self._listen(secret)
@@ -257,10 +316,10 @@ class Gateway(MultiService):
         if not config.gateway.http.endpoints.chat_completions.enabled:
             log.info("POST /v1/chat/completions is disabled: set gateway.http.endpoints.chatCompletions.enabled to true")
         # What lives until the end is not looked at by the collector again. The rest is looked at seldom, but not so seldom that the cycles which
-        # ended WebSockets leave grow beyond some 30 MB.
+        # ended connections leave (Twisted's and Autobahn's) grow beyond some 30 MB.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(50_000, 5, 5)
+        gc.set_threshold(20_000, 5, 5)
 
     def _secret(self) -> AuthSecret:
         config, environ = self._settings.config, self._settings.environ
@@ -290,6 +349,8 @@ class Gateway(MultiService):
             idempotency=core.idempotency,
             sessions=core.sessions,
             devices=core.devices,
+            approvals=core.approvals,
+            exec_rules=core.exec_rules,
             lanes=core.lanes,
             agent_files=core.agent_files,
             clock=reactor,
@@ -299,6 +360,7 @@ class Gateway(MultiService):
             version=program_version(),
             host=socket.gethostname(),
             started_ms=wall_ms(),
+            toolbox=core.toolbox,
         )
         self._sockets = ControlFactory(self._conversations, reactor)
         doors = ControlResource(

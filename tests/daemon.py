@@ -19,15 +19,17 @@ ROOT = Path(__file__).parent.parent
 
 
 class Upstream:
-    """Answers chat completions, streamed: "one two three".
+    """Answers chat completions, streamed: "one two three", unless there is a `script`.
 
-    `hold()` stops it after the first word until `go()`; `closed` is set when a client has left.
+    `hold()` stops it after the first word until `go()`; `closed` is set when a client has left. `script`: the next answers in order, each a text, or
+    the tools that are called with their arguments.
     """
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listener.getsockname()[1]
         self.asked: list[dict[str, Any]] = []
+        self.script: list[str | list[tuple[str, dict[str, Any]]]] = []
         self.closed = threading.Event()
         self._go = threading.Event()
         self._go.set()
@@ -62,11 +64,16 @@ class Upstream:
                             length = int(value)
                     self.asked.append(json.loads(stream.read(length)))
                     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-                    for word in ("one", " two", " three"):
-                        self._event(connection, {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})
-                        self._wait(connection)
+                    answer = self.script.pop(0) if self.script else None
+                    if isinstance(answer, list):
+                        self._event(connection, {"choices": [{"index": 0, "delta": {"tool_calls": _calls(answer)}, "finish_reason": None}]})
+                    else:
+                        for word in ("one", " two", " three") if answer is None else (answer,):
+                            self._event(connection, {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})
+                            self._wait(connection)
+                    reason = "tool_calls" if isinstance(answer, list) else "stop"
                     usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
-                    self._event(connection, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage})
+                    self._event(connection, {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}], "usage": usage})
                     connection.sendall(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
             except (OSError, ValueError):
                 self.closed.set()
@@ -86,6 +93,14 @@ class Upstream:
     @staticmethod
     def _event(connection: socket.socket, chunk: dict[str, Any]) -> None:
         connection.sendall(_chunk(b"data: " + json.dumps(chunk).encode() + b"\n\n"))
+
+
+def _calls(made: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Calls as a provider streams them."""
+    return [
+        {"index": number, "id": f"call_{number}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        for number, (name, arguments) in enumerate(made)
+    ]
 
 
 def _chunk(data: bytes) -> bytes:

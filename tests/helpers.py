@@ -28,6 +28,7 @@ from mayros.core.auth import Authenticator
 from mayros.core.keys import SessionKey
 from mayros.core.lanes import LocalLanes, LocalSlots
 from mayros.core.limits import Budget, ConnectionCounter, FailureLimiter
+from mayros.core.models import Model
 from mayros.core.ports import (
     Claim,
     Conflict,
@@ -43,6 +44,11 @@ from mayros.core.ports import (
     SessionQuery,
     SessionRow,
     SessionSettings,
+    Tool,
+    Toolbox,
+    ToolContext,
+    ToolResult,
+    ToolSpec,
     Transcript,
     Turn,
     WorkspaceFile,
@@ -50,7 +56,7 @@ from mayros.core.ports import (
 from mayros.core.routing import Agent, Settings
 from mayros.core.runs import LocalRuns
 from mayros.errors import InvalidRequest, StorageUnavailable
-from mayros.events import Event, ModelAnswered, TextDelta, TurnFinished, Usage
+from mayros.events import Event, ModelAnswered, TextDelta, ToolCallDelta, TurnFinished, Usage
 from mayros.messages import Message, pack, unpack
 from mayros.ops.control import ConfigFile
 from mayros.storage.agent_files import LocalAgentFiles
@@ -60,6 +66,8 @@ from mayros.web.site import Access, GatewaySite
 from mayros.web.sse import Ticker
 
 TOKEN = "test-token-0123456789"
+#: What the loop hides in what tools say.
+SECRET = "a-secret-that-nobody-may-see"
 BASE = {
     "gateway": {"mode": "local", "auth": {"token": TOKEN}, "http": {"endpoints": {"chatCompletions": {"enabled": True}}}},
     "agents": {"defaults": {"model": "fake/one"}, "list": [{"id": "main"}, {"id": "beta"}]},
@@ -98,6 +106,15 @@ class FakeProvider:
     def say(self, *texts: str) -> None:
         """One batch of text."""
         self.push([TextDelta(text) for text in texts])
+
+    def call(self, *calls: tuple[str, Any], text: str = "", usage: Usage = Usage(input=7, output=3)) -> None:  # noqa: B008
+        """One whole model turn that says `text` and makes calls: name and arguments each (a dict, or text as it stands)."""
+        parts = [
+            ToolCallDelta(index, arguments if isinstance(arguments, str) else json.dumps(arguments), f"call{len(self.requests)}{index}", name)
+            for index, (name, arguments) in enumerate(calls)
+        ]
+        self.push([*([TextDelta(text)] if text else ()), *parts])
+        self.stop("tool_calls", usage)
 
     def answer(self) -> None:
         """The first sign of life, without text."""
@@ -166,22 +183,23 @@ class FakeStore:
         session_id, settings = (f"s-{session}", SessionSettings()) if row is None else (row.session_id, row.settings)
         return succeed(History(session_id, None, tuple(self.sessions.get(str(session), ())), settings))
 
-    def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease) -> Deferred[None]:
+    def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease, said: Sequence[msgspec.Raw] = ()) -> Deferred[None]:
         done: Deferred[None] = Deferred(lambda _: None)
         if self.broken:
             done.errback(StorageUnavailable())
             return done
         self.turns.append((turn, result))
-        self._list(turn, history, result)
-        if not turn.stateless and result.text:
-            self.sessions.setdefault(str(turn.session), []).extend([*turn.messages, pack(Message("assistant", result.text))])
+        made = said or (pack(Message("assistant", result.text)),)
+        self._list(turn, history, result, made)
+        if not turn.stateless and (said or result.text):
+            self.sessions.setdefault(str(turn.session), []).extend([*turn.messages, *made])
         if self._held is None:
             done.callback(None)
         else:
             self._held.append(done)
         return done
 
-    def _list(self, turn: Turn, history: History, result: RunResult) -> None:
+    def _list(self, turn: Turn, history: History, result: RunResult, made: Sequence[msgspec.Raw]) -> None:
         key, usage = str(turn.session), result.usage
         row = self.rows.get(key) or SessionRow(
             key, turn.agent.id, history.session_id, result.started_at_ms, 0, 0, turn.stateless, SessionSettings(), 0, 0
@@ -193,7 +211,9 @@ class FakeStore:
         meta = EntryMeta(result.outcome, result.finish_reason, usage, result.provider, result.model, turn.door, error_code=result.error_code)
         for message in turn.messages:
             self.add(key, message, result.run_id, result.started_at_ms, None)
-        self.add(key, pack(Message("assistant", result.text)), result.run_id, result.ended_at_ms, meta)
+        last = max(place for place, message in enumerate(made) if unpack(message).role == "assistant")
+        for place, message in enumerate(made):
+            self.add(key, message, result.run_id, result.ended_at_ms, meta if place == last else None)
 
     def add(self, key: str, message: msgspec.Raw, run_id: str, now_ms: int, meta: EntryMeta | None) -> Entry:
         """One more entry of a session."""
@@ -233,6 +253,70 @@ class FakeIdempotency:
 
     async def release(self, claim: Claim) -> None:
         del self.kept[claim.scope, claim.key]
+
+
+class FakeTool:
+    """A tool that does what the test says. `answer`: a text, a ToolResult, an error, or a function of arguments and context that gives one of these
+    (or a coroutine of one); None: it works until `end` or a cancel. `calls` are the arguments it was called with, `cancelled` how many calls were."""
+
+    def __init__(self, name: str = "look", answer: Any = "", read_only: bool = True, parameters: dict[str, Any] | None = None) -> None:
+        self.spec = ToolSpec(name, f"The tool {name}.", parameters or {"type": "object", "properties": {}})
+        self.answer, self.read_only = answer, read_only
+        self.calls: list[dict[str, Any]] = []
+        self.contexts: list[ToolContext] = []
+        self.cancelled = 0
+        self._working: list[Deferred[Any]] = []
+
+    async def call(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
+        """See ports.Tool."""
+        self.calls.append(arguments)
+        self.contexts.append(context)
+        answer = self.answer(arguments, context) if callable(self.answer) else self.answer
+        if answer is None:
+            work: Deferred[Any] = Deferred()
+            self._working.append(work)
+            try:
+                answer = await work
+            except CancelledError:
+                self.cancelled += 1
+                raise
+        if hasattr(answer, "__await__"):
+            answer = await answer
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, ToolResult) else ToolResult(answer)
+
+    def end(self, answer: Any = "done") -> None:
+        """The oldest call that works is done."""
+        self._working.pop(0).callback(answer)
+
+
+class FakeToolbox:
+    """Offers these tools to every run; `denied` are names with the reason why they are not."""
+
+    def __init__(self, *tools: Tool, denied: Mapping[str, str] | None = None) -> None:
+        self.tools, self.denied = {tool.spec.name: tool for tool in tools}, dict(denied or {})
+
+    def offered(self, turn: Turn, model: Model) -> Mapping[str, Tool]:
+        return self.tools
+
+    def why_not(self, turn: Turn, model: Model, name: str) -> str | None:
+        return self.denied.get(name)
+
+
+class FakeResults:
+    """Whole results in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, str] = {}
+
+    async def keep(self, agent_id: str, text: str, untrusted: bool) -> str | None:
+        reference = f"result://{'u' if untrusted else 't'}{len(self.kept)}"
+        self.kept[reference] = text
+        return reference
+
+    def open(self, reference: str, agent_id: str) -> str | None:
+        return self.kept.get(reference)
 
 
 class FakeSessions:
@@ -429,7 +513,10 @@ class Answer:
 class Harness:
     """A gateway in memory. `changes` are laid over BASE. Its configuration file and workspaces are in `state_dir`, where a test gives one."""
 
-    def __init__(self, test: Any, changes: dict[str, Any] | None = None, control: Resource | None = None, state_dir: str = "/nonexistent") -> None:
+    def __init__(
+        self, test: Any, changes: dict[str, Any] | None = None, control: Resource | None = None, state_dir: str = "/nonexistent",
+        tools: Toolbox | Sequence[Tool] = (),
+    ) -> None:  # fmt: skip
         self.clock = Clock()
         self.clock.advance(1_000)
         test.addCleanup(self.close)
@@ -437,7 +524,7 @@ class Harness:
         self.config = ConfigFile(self.settings, maybeDeferred, lambda: int(self.clock.seconds() * 1000))
         self.agent_files = LocalAgentFiles(state_dir, f"{state_dir}/home", maybeDeferred, lambda: int(self.clock.seconds() * 1000))
         self.provider, self.store, self.workspace = FakeProvider(), FakeStore(), FakeWorkspace()
-        self.idempotency = FakeIdempotency()
+        self.idempotency, self.results = FakeIdempotency(), FakeResults()
         self.sessions = FakeSessions(self.store, lambda: int(self.clock.seconds() * 1000))
         self.clients: list[Client] = []
         self.access: list[Access] = []
@@ -452,7 +539,13 @@ class Harness:
         self.lanes = LocalLanes(limits.max_queued_per_session, limits.max_queued_runs)
         self.slots = LocalSlots(config.agents.defaults.max_concurrent, limits.max_queued_runs)
         self.runs = LocalRuns(
-            AgentLoop({"fake": self.provider}, self.workspace),
+            AgentLoop(
+                {"fake": self.provider},
+                self.workspace,
+                toolbox=FakeToolbox(*tools) if isinstance(tools, Sequence) else tools,
+                results=self.results,
+                redact=lambda text: text.replace(SECRET, "***"),
+            ),
             self.store,
             self.idempotency,
             self.lanes,
@@ -576,12 +669,16 @@ def chat(*texts: str, **fields: Any) -> dict[str, Any]:
 
 
 __all__ = [
+    "SECRET",
     "TOKEN",
     "Answer",
     "Callable",
     "Client",
     "FakeProvider",
+    "FakeResults",
     "FakeStore",
+    "FakeTool",
+    "FakeToolbox",
     "FakeWorkspace",
     "Harness",
     "HarnessCase",

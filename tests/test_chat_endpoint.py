@@ -64,6 +64,13 @@ class SwitchTests(EndpointCase):
             self.assertEqual((answer.status, answer.error["code"], answer.error["type"]), (404, "endpoint_disabled", "invalid_request_error"))
             self.assertIn("gateway.http.endpoints.chatCompletions.enabled", answer.error["message"])
 
+    def test_tools(self) -> None:
+        """Whether runs of this endpoint have the agent's tools is configured."""
+        self.ask(chat())
+        off = self.gateway({"gateway": {"http": {"endpoints": {"chatCompletions": {"tools": "none"}}}}})
+        self.ask(chat(), gateway=off)
+        self.assertEqual(["agent", "none"], [one.store.turns[-1][0].tools for one in (self.one, off)])
+
     def test_other_spellings_of_the_address(self) -> None:
         """One final slash, and the address without /v1, are the same endpoint."""
         for path in ("/v1/chat/completions/", "/chat/completions", "/chat/completions/", "/v1/chat/completions?x=1"):

@@ -311,8 +311,8 @@ class KeyTests(Files):
             },
             strict=True,
         )
-        names = ["channels", "browser", "session.maintenance", "session.reset", "gateway.reload", "gateway.metrics", "tools"]
-        names += ["agents.list[].tools", "agents.list[].subagents"]
+        names = ["channels", "browser", "session.maintenance", "session.reset", "gateway.reload", "gateway.metrics", "tools.web"]
+        names += ["agents.list[].subagents"]
         self.assertEqual(sorted(warning.partition(":")[0] for warning in loaded.warnings), sorted(names))
 
     def test_wrong_type(self) -> None:
@@ -515,6 +515,10 @@ class RefuseTests(Files):
             ({"session": {"sendPolicy": {"default": "deny"}}}, "session.sendPolicy"),
             ({"session": {"sendPolicy": {"default": "allow", "rules": [{"action": "deny", "match": {"channel": "x"}}]}}}, "session.sendPolicy"),
             ({"logging": {"redactPatterns": ["x"]}}, "logging.redactPatterns"),
+            ({"tools": {"exec": {"host": "sandbox"}}}, "tools.exec.host"),
+            ({"agents": {"list": [{"id": "a", "tools": {"exec": {"host": "node"}}}]}}, "agents.list[0].tools.exec.host"),
+            ({"agents": {"defaults": {"sandbox": {"mode": "non-main"}}}}, "agents.defaults.sandbox.mode"),
+            ({"agents": {"list": [{"id": "a", "sandbox": {"mode": "all"}}]}}, "agents.list[0].sandbox.mode"),
         ):
             loaded = self.load(tree)
             error = self.assertRaises(ConfigError, refuse_unsupported, loaded.config, loaded.raw)
@@ -522,18 +526,67 @@ class RefuseTests(Files):
             self.assertTrue(str(error).startswith(path + ":"), str(error))
 
     def test_allowed(self) -> None:
-        """The same keys where they ask for nothing, and policies for tools that are not there, do not stand in the way."""
+        """The same keys where they ask for nothing do not stand in the way."""
         loaded = self.load(
             {
                 "gateway": {"tls": {"enabled": False}, "http": {"securityHeaders": {"strictTransportSecurity": False}}},
                 "limits": {},
                 "session": {"sendPolicy": {"default": "allow", "rules": []}},
                 "logging": {"redactPatterns": [], "redactSensitive": "tools"},
-                "tools": {"deny": ["*"]},
-                "agents": {"list": [{"id": "a", "tools": {"deny": ["exec"]}, "sandbox": {"mode": "all"}}]},
+                "tools": {"deny": ["*"], "exec": {"host": "gateway"}},
+                "agents": {"list": [{"id": "a", "tools": {"deny": ["exec"]}, "sandbox": {"mode": "off"}}]},
             }
         )
         refuse_unsupported(loaded.config, loaded.raw)
+
+
+class ToolTests(Files):
+    """`tools`, an agent's `tools`, and `skills`."""
+
+    def test_an_allow_of_unknown_names_only(self) -> None:
+        """It could be taken for all or for none: an error, wherever it stands; a pattern and a name of the original's are known."""
+        self.refused({"tools": {"allow": ["reed"]}}, "tools.allow", "reed")
+        self.refused({"agents": {"list": [{"id": "a", "tools": {"allow": ["x*", "y"]}}]}}, "agents.list[0].tools.allow")
+        self.refused({"tools": {"byProvider": {"openai/gpt-5": {"allow": ["nope"]}}}}, 'tools.byProvider["openai/gpt-5"].allow')
+        for allow in (["*_fetch"], ["Browser"], ["bash"], ["group:plugins"], [], ["*"]):
+            self.assertEqual(self.load({"tools": {"allow": allow}}).warnings, [])
+
+    def test_names_that_are_no_tools(self) -> None:
+        """One among others is warned about, with the nearest; a group that does not exist is refused."""
+        warnings = self.load({"tools": {"allow": ["read", "exek"], "deny": ["wirte"], "alsoAllow": ["my__tool"]}}).warnings
+        self.assertEqual(
+            warnings,
+            [
+                'tools.allow[1]: no tool is called "exek"; the nearest is exec',
+                'tools.alsoAllow[0]: no tool is called "my__tool"',
+                'tools.deny[0]: no tool is called "wirte"; the nearest is write',
+            ],
+        )
+        self.refused({"tools": {"deny": ["group:runtme"]}}, "tools.deny[0]", "group:runtime")
+        for wrong in ("", " ", "a\nb", "x" * 201):
+            self.refused({"tools": {"deny": [wrong]}}, "tools.deny[0]")
+
+    def test_settings_of_tools(self) -> None:
+        """Words, ranges and paths."""
+        for changes, path in (
+            ({"security": "ful"}, "security"),
+            ({"ask": "never"}, "ask"),
+            ({"timeoutSec": 0}, "timeoutSec"),
+            ({"pathPrepend": ["bin"]}, "pathPrepend[0]"),
+            ({"pathPrepend": ["/a:/b"]}, "pathPrepend[0]"),
+            ({"safeBins": ["/bin/jq"]}, "safeBins[0]"),
+            ({"applyPatch": {"enable": True}}, "applyPatch.enable"),
+        ):
+            self.refused({"tools": {"exec": changes}}, f"tools.exec.{path}")
+            self.refused({"agents": {"list": [{"id": "a", "tools": {"exec": changes}}]}}, f"agents.list[0].tools.exec.{path}")
+        self.refused({"skills": {"load": {"extraDirs": [" "]}}}, "skills.load.extraDirs[0]")
+        self.refused({"tools": {"fs": {"workspaceOnyl": False}}}, "tools.fs.workspaceOnyl", "workspaceOnly")
+
+    def test_defaults(self) -> None:
+        """Careful ones: the workspace only, commands on a list, a person asked."""
+        tools = self.load({}).config.tools
+        self.assertEqual((tools.fs.workspace_only, tools.loop_detection.enabled, tools.exec.apply_patch.enabled), (True, True, False))
+        self.assertEqual((tools.exec.security, tools.exec.ask, tools.exec.ask_fallback), ("allowlist", "on-miss", "deny"))
 
 
 class SecretTests(Files):

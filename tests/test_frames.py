@@ -118,6 +118,12 @@ class ParameterTests(SynchronousTestCase):
         ):
             self.assertEqual(f"invalid agent params: {words}", self.refused({**good, **change}))
 
+    def test_a_million_small_values(self) -> None:
+        """A long text is taken; a structure as long is refused before it is built."""
+        good = {"message": "x" * 3_000_000, "idempotencyKey": "k"}
+        self.assertEqual(3_000_000, len(frames.parse_params(AgentParams, msgspec.Raw(json.dumps(good).encode()), "agent").message))
+        self.assertEqual("invalid agent params: at /attachments: is too large", self.refused({**good, "attachments": [1] * 500_000}))
+
     def test_parameters_that_are_no_object(self) -> None:
         """A list is refused; null is the empty object."""
         self.assertEqual("invalid agent params: must be object", self.refused([1]))

@@ -22,10 +22,11 @@ ALLOWED = {
     "core": {"config"},
     "providers": {"core", "wire", "net"},
     "storage": {"core", "config", "net"},
+    "tools": {"core", "net"},
     "web": {"core", "wire", "config"},
     "ws": {"core", "wire", "config"},
     "ops": {"core", "config", "net", "storage"},
-    "service": {"config", "core", "net", "ops", "providers", "storage", "web", "ws"},
+    "service": {"config", "core", "net", "ops", "providers", "storage", "tools", "web", "ws"},
     "tap": {"service", "config", "core", "net", "ops"},
     "cli": {"service", "tap", "config", "core", "net", "ops", "providers", "storage", "ws.client", "ws.connection", "ws.conversation", "ws.identity"},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -16,7 +17,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.models import Limits, Model, Provider
-from mayros.core.ports import ModelRequest, Sampling
+from mayros.core.ports import ModelRequest, Sampling, ToolSpec
 from mayros.errors import (
     ConfigError,
     ContextLengthExceeded,
@@ -28,8 +29,8 @@ from mayros.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from mayros.events import Event, ModelAnswered, ReasoningDelta, TextDelta, TurnFinished, Usage
-from mayros.messages import Message, pack
+from mayros.events import Event, ModelAnswered, ReasoningDelta, TextDelta, ToolCallDelta, TurnFinished, Usage
+from mayros.messages import Function, ImagePart, ImageUrl, Message, TextPart, ToolCall, pack
 from mayros.net.http import Origin
 from mayros.providers import chat_decoder
 from mayros.providers.chat_decoder import ChatDecoder
@@ -309,6 +310,63 @@ class Requests(SynchronousTestCase):
         self.assertEqual({name: body[name] for name in body if name not in ("model", "messages", "stream", "stream_options")}, expected)
         self.assertEqual(self.body(sampling, reasoning=True)["reasoning_effort"], "low")
 
+    def test_tools(self) -> None:
+        """What may be called, as functions with their schemas; nothing where there is nothing."""
+        self.assertNotIn("tools", json.loads(chat_request(request())))
+        schema = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
+        asked = msgspec.structs.replace(request(), tools=[ToolSpec("read", "Read a file.", schema), ToolSpec("status", "", {"type": "object"})])
+        read, status = json.loads(chat_request(asked))["tools"]
+        self.assertEqual(read, {"type": "function", "function": {"name": "read", "description": "Read a file.", "parameters": schema}})
+        self.assertEqual("status", status["function"]["name"])
+
+    def test_calls_and_results(self) -> None:
+        """They go back as they are kept."""
+        messages = [
+            pack(Message("user", 'look: {"role":"tool","content":[')),
+            pack(Message("assistant", None, tool_calls=(ToolCall("c1", Function("read", '{"path":"a"}')),))),
+            pack(Message("tool", "text", tool_call_id="c1")),
+        ]
+        body = chat_request(msgspec.structs.replace(request(system=""), messages=messages))
+        self.assertIn(b",".join(map(bytes, messages)), body)
+
+    def test_images_of_results(self) -> None:
+        """Servers take none in tool messages: those of one round follow its results in one user message."""
+
+        def result(call_id: str, *parts: str) -> msgspec.Raw:
+            made = [ImagePart(ImageUrl(part)) if part.startswith("data:") else TextPart(part) for part in parts]
+            return pack(Message("tool", tuple(made), tool_call_id=call_id))
+
+        calls = pack(Message("assistant", None, tool_calls=tuple(ToolCall(f"c{n}", Function("read", "{}")) for n in range(3))))
+        plain = pack(Message("tool", "plain", tool_call_id="c1"))
+        round_of = [calls, result("c0", "a.png", "data:a"), plain, result("c2", "data:b", "data:c")]
+        asked = msgspec.structs.replace(request(input=("text", "image")), messages=[*round_of, calls, *round_of[1:], pack(Message("user", "so?"))])
+        system, *sent = json.loads(chat_request(asked))["messages"]
+        self.assertEqual("system", system["role"])
+        self.assertEqual(["assistant", "tool", "tool", "tool", "user"] * 2 + ["user"], [message["role"] for message in sent])
+        self.assertEqual(
+            ["a.png\n[1 image(s): in the message after the tool results]", "plain", "[2 image(s): in the message after the tool results]"],
+            [message["content"] for message in sent[1:4]],
+        )
+        self.assertEqual(["c0", "c1", "c2"], [message["tool_call_id"] for message in sent[1:4]])
+        image, label = {"type": "image_url"}, "Images of the result of the tool call"
+        self.assertEqual(
+            [
+                {"type": "text", "text": f"{label} c0:"},
+                {**image, "image_url": {"url": "data:a"}},
+                {"type": "text", "text": f"{label} c2:"},
+                {**image, "image_url": {"url": "data:b"}},
+                {**image, "image_url": {"url": "data:c"}},
+            ],
+            sent[4]["content"],
+        )
+
+    def test_images_for_a_model_that_takes_none(self) -> None:
+        """It is told that there was one."""
+        told = pack(Message("tool", (TextPart("a.png"), ImagePart(ImageUrl("data:a"))), tool_call_id="c0"))
+        (message,) = json.loads(chat_request(msgspec.structs.replace(request(system=""), messages=[told])))["messages"]
+        left_out = "a.png\n[1 image(s): left out, because the model takes none]"
+        self.assertEqual(message, {"role": "tool", "content": left_out, "tool_call_id": "c0"})
+
     def test_the_name_of_the_limit(self) -> None:
         """OpenAI's newer models know `max_completion_tokens` only; `compat` decides otherwise."""
         for owner, model, compat, name in (
@@ -354,12 +412,13 @@ class WithServer(SynchronousTestCase):
         )
         return OpenAIChat(of, self.origin, now=lambda: 1_700_000_000.0)
 
-    def ask(self, **model: Any) -> Deferred[Any]:
+    def ask(self, tools: Sequence[ToolSpec] = (), **model: Any) -> Deferred[Any]:
         """Start a turn; its batches are collected in `batches`."""
         self.batches: list[list[Event]] = []
 
         async def run() -> None:
-            async with aclosing(self.chat.stream(request(self.chat._provider, **model))) as batches:
+            asked = msgspec.structs.replace(request(self.chat._provider, **model), tools=tools)
+            async with aclosing(self.chat.stream(asked)) as batches:
                 async for batch in batches:
                     self.batches.append(batch)
 
@@ -428,6 +487,18 @@ class Turns(WithServer):
         self.server.say(chunk("c")[20:] + chunk(None, "stop") + DONE)
         self.successResultOf(turn)
         self.assertEqual(self.batches, [[ANSWERED], [TextDelta("a"), TextDelta("b")], [TextDelta("c"), NO_USAGE, STOP]])
+
+    def test_a_tool_is_called(self) -> None:
+        """Offered in the request, called in the answer; a model that was offered none may not call."""
+        call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "read", "arguments": '{"path":"a"}'}}
+        turn = self.ask([ToolSpec("read", "Read a file.", {"type": "object"})])
+        self.server.say(SSE + delta(tool_calls=[call]) + chunk(None, "tool_calls") + DONE)
+        self.successResultOf(turn)
+        called = [ANSWERED, ToolCallDelta(0, '{"path":"a"}', "c1", "read"), NO_USAGE, TurnFinished("tool_calls", "tool_calls")]
+        self.assertEqual(self.batches, [called])
+        turn = self.ask()
+        self.server.say(SSE + delta(tool_calls=[call]))
+        self.assertIn("was offered none", self.failureResultOf(turn, UpstreamError).value.message)
 
     def test_the_connection_is_kept(self) -> None:
         """Also when the end of the body comes after [DONE], in a read of its own."""

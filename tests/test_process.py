@@ -283,8 +283,8 @@ class Frames:
         frame: dict[str, Any] = json.loads(self._client.recv(timeout=10))
         return frame
 
-    def connect(self) -> dict[str, Any]:
-        """Answer the challenge as a device-less command-line client; the hello."""
+    def connect(self, *scopes: str) -> dict[str, Any]:
+        """Answer the challenge as a device-less command-line client, with these scopes or those for reading and writing; the hello."""
         challenge = self._next()
         assert challenge["event"] == "connect.challenge", challenge
         return self.call(
@@ -294,7 +294,7 @@ class Frames:
                 "maxProtocol": 4,
                 "client": {"id": "cli", "version": "1", "platform": "linux", "mode": "cli"},
                 "role": "operator",
-                "scopes": ["operator.read", "operator.write"],
+                "scopes": scopes or ["operator.read", "operator.write"],
                 "auth": {"token": TOKEN},
             },
         )
@@ -304,6 +304,14 @@ class Frames:
         self._count += 1
         self._client.send(json.dumps({"type": "req", "id": str(self._count), "method": method, "params": params}))
         return self.answer(failed)
+
+    def event(self, name: str) -> Any:
+        """The payload of the next event of this name, which was not taken before; other events are kept."""
+        while True:
+            for number, frame in enumerate(self.events):
+                if frame["event"] == name:
+                    return self.events.pop(number)["payload"]
+            self.events.append(self._next())
 
     def answer(self, failed: bool = False) -> dict[str, Any]:
         """The next response; events before it are kept."""

@@ -28,6 +28,8 @@ from tests.test_ws import World
 TRACE = Path(__file__).with_name("data") / "ws-protocol3-trace.txt"
 #: What the trace asks for and this gateway does not offer yet; the answer is then `unknown method`.
 NOT_YET = {"logs.tail"}
+#: What the recorded gateway did not have.
+NEWER = {"tools.catalog"}
 #: What this version of the gateway has to offer, in the trace or not.
 OFFERED = {
     "": "health status agent system-presence last-heartbeat",
@@ -222,6 +224,9 @@ class TraceTests(SynchronousTestCase):
             if method in NOT_YET:
                 self.assertEqual(f"unknown method: {method}", own[0]["error"]["message"])
                 continue
+            if method in NEWER:
+                self.assertTrue(own[0]["ok"])
+                continue
             self.assertEqual(len(recorded), len(own), f"{method}: {own}")
             for theirs, ours in zip(recorded, own, strict=True):
                 yield from differences(theirs, ours, method)
@@ -248,7 +253,7 @@ class TraceTests(SynchronousTestCase):
         hello = self.player.answers(self.requests[0]["id"])[0]["payload"]
         self.assertEqual([], [prefix + name for prefix, names in OFFERED.items() for name in names.split() if prefix + name not in METHODS])
         self.assertEqual(sorted(METHODS), sorted(hello["features"]["methods"]))
-        asked = {request["method"] for request in self.requests} - {"connect", "nosuch.method", "tools.catalog"} - NOT_YET
+        asked = {request["method"] for request in self.requests} - {"connect", "nosuch.method"} - NOT_YET
         self.assertEqual([], sorted(asked - set(METHODS)))
         self.assertEqual([], sorted(NOT_YET & set(METHODS)))
 

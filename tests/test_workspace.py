@@ -1,5 +1,6 @@
 """The agents' files: in order, bounded, cached, and never from outside of the workspace."""
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.ports import WorkspaceFile
 from mayros.core.routing import Agent
-from mayros.storage.workspace import FILES, MAX_BYTES, STARTER_FILES, FileWorkspace, seed
+from mayros.storage.workspace import BOOTSTRAP, BOOTSTRAP_TEXT, FILES, MAX_BYTES, STARTER_FILES, FileWorkspace, seed
 
 
 class Threads:
@@ -219,12 +220,26 @@ class Seeding(WorkspaceTestCase):
     def test_new_workspace(self) -> None:
         """All five files are written, private, short enough for a small model, and what a prompt then gets."""
         root = os.path.join(self.outside, "fresh", "workspace")
-        self.assertEqual(seed(root), ["AGENTS.md", "MAYROS.md", "TOOLS.md", "IDENTITY.md", "USER.md"])
+        self.assertEqual(seed(root), ["AGENTS.md", "MAYROS.md", "TOOLS.md", "IDENTITY.md", "USER.md", "BOOTSTRAP.md"])
         self.assertEqual(os.stat(os.path.join(root, "USER.md")).st_mode & 0o777, 0o600)
         self.assertLess(sum(map(len, STARTER_FILES.values())), 1000)
         agent = Agent("main", None, None, root, (), "", {}, 600.0, 20_000, 150_000, None, None)
         files = self.successResultOf(self.workspace.files(agent))
-        self.assertEqual({file.name: file.text for file in files}, STARTER_FILES)
+        self.assertEqual({file.name: file.text for file in files}, {**STARTER_FILES, BOOTSTRAP: BOOTSTRAP_TEXT})
+
+    def test_the_first_run_is_once_only(self) -> None:
+        """Its file is deleted when it is done; a workspace that is emptied later gets its starter files again, but not that one."""
+        seed(self.root)
+        self.assertEqual(self.look()[-1].name, BOOTSTRAP)
+        os.unlink(os.path.join(self.root, BOOTSTRAP))
+        self.assertNotIn(BOOTSTRAP, [file.name for file in self.later()])
+        self.assertEqual(seed(self.root), [])
+        with open(os.path.join(self.root, ".mayros", "workspace-state.json"), encoding="utf-8") as file:
+            state = json.load(file)
+        self.assertEqual(set(state), {"version", "bootstrapSeededAt", "onboardingCompletedAt"})
+        for name in STARTER_FILES:
+            os.unlink(os.path.join(self.root, name))
+        self.assertEqual(seed(self.root), list(STARTER_FILES))
 
     def test_never_overwrites(self) -> None:
         """A workspace with any of the files, under the older name too, is left alone."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.address import Address
+from mayros.core.approvals import Approvals
 from mayros.core.devices import Devices
+from mayros.core.exec_rules import ExecRules
+from mayros.core.ports import Tool
 from mayros.ws.broadcast import EVENTS
 from mayros.ws.context import Gateway
 from mayros.ws.methods.table import METHODS
 from mayros.ws.session import Session
 from tests.helpers import TOKEN, Harness, chat, post
+from tests.test_approvals import FakeRulesStore
 from tests.test_devices import FakeDeviceStore
 
 LOCAL = Address("127.0.0.1", "127.0.0.1", "127.0.0.1", direct_local=True, exempt=True, trusted_peer=False)
@@ -57,10 +62,15 @@ class FakeLink:
 class World:
     """A gateway with clients that are scripts. Configuration and runs are those of the common harness."""
 
-    def __init__(self, test: SynchronousTestCase, changes: dict[str, Any] | None = None, state_dir: str = "/nonexistent") -> None:
-        self.harness = Harness(test, changes, state_dir=state_dir)
+    def __init__(
+        self, test: SynchronousTestCase, changes: dict[str, Any] | None = None, state_dir: str = "/nonexistent", tools: Sequence[Tool] = ()
+    ) -> None:
+        self.harness = Harness(test, changes, state_dir=state_dir, tools=tools)
         self.clock, self.provider = self.harness.clock, self.harness.provider
         self.devices = FakeDeviceStore()
+        self.approvals = Approvals(self.clock, self.now_ms)
+        self.rules_store = FakeRulesStore()
+        self.exec_rules = ExecRules(self.rules_store, self.now_ms, place="/nonexistent/mayros.db")
         self.gateway = Gateway(
             config=self.harness.config,
             authenticator=self.harness.authenticator,
@@ -68,6 +78,8 @@ class World:
             idempotency=self.harness.idempotency,
             sessions=self.harness.sessions,
             devices=Devices(self.devices, self.now_ms),
+            approvals=self.approvals,
+            exec_rules=self.exec_rules,
             lanes=self.harness.lanes,
             agent_files=self.harness.agent_files,
             clock=self.clock,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mayros.cli.remote import Refused, Remote, gateway_options
-from mayros.cli.show import clean, print_json
+from mayros.cli.show import cell, clean, print_json
 from mayros.core.keys import new_id
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ class Reply:
         """A function that takes the gateway's events and shows what the run of that id says."""
 
         def on_event(name: str, payload: Mapping[str, Any]) -> None:
+            if name == "exec.approval.requested":
+                self._approval(payload)
             if name != "agent" or not isinstance(payload, dict) or payload.get("runId") != run_id:
                 return
             if isinstance(payload.get("sessionKey"), str):
@@ -131,6 +133,17 @@ class Reply:
                 self.text(delta)
 
         return on_event
+
+    def _approval(self, payload: Any) -> None:
+        """The run waits for a person; who started it is probably one."""
+        request = payload.get("request") if isinstance(payload, dict) else None
+        if not isinstance(request, dict) or self.session_key is None or request.get("sessionKey") != self.session_key:
+            return
+        from mayros.cli.approvals import exact
+
+        approval_id = cell(payload.get("id"))
+        click.echo(f"\nwaiting for an approval of: {exact(request.get('command'))}  (in {exact(request.get('cwd'))})", err=True)
+        click.echo(f"in another terminal: mayros approvals allow {approval_id}, or mayros approvals deny {approval_id}", err=True)
 
     def end(self, final: str) -> None:
         """The whole reply is known: show what the events did not bring, and end the line."""

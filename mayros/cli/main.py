@@ -15,7 +15,7 @@ import click
 from mayros.errors import GatewayError, StartError
 
 #: Command -> the module beside this one that holds it under the same name.
-COMMANDS = {name: name for name in ("agent", "agents", "config", "devices", "gateway", "models", "sessions", "setup")}
+COMMANDS = {name: name for name in ("agent", "agents", "approvals", "config", "devices", "gateway", "models", "sessions", "setup", "tools")}
 
 
 class Root(click.Group):

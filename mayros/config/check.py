@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from mayros.config.check_tools import check_tools
 from mayros.config.schema import Auth, Config, Gateway, ProviderEntry, Session, Timeouts
 from mayros.config.source import ascii_json, join
 from mayros.errors import ConfigError
@@ -37,6 +38,7 @@ class Checker:
         self._gateway(config.gateway)
         self._auth(config.gateway.auth, config.gateway)
         self._agents(config)
+        check_tools(config, self.fail, self.warnings)
         for provider_id, entry in config.models.providers.items():
             self._provider(join("models.providers", provider_id), provider_id, entry)
         self._timeouts("models.timeouts", config.models.timeouts)

@@ -23,10 +23,15 @@ def _paths(prefix: str, names: str) -> frozenset[str]:
     return frozenset(prefix + name for name in names.split())
 
 
+_TOOLS_LATER = """
+    elevated subagents agentToAgent media links message sandbox sessions web exec.node exec.notifyOnExit exec.approvalRunningNoticeMs exec.cleanupMs
+    loopDetection.historySize loopDetection.warningThreshold loopDetection.criticalThreshold loopDetection.globalCircuitBreakerThreshold
+    loopDetection.detectors
+"""
 #: Keys of the original, or of this project's later versions. `[]` stands for any index, `*` for any name.
 LATER = (
     _paths("", "acp approvals audio auth bindings broadcast browser canvasHost channels cli commands cron diagnostics discovery hooks limits mcp")
-    | _paths("", "media memory messages meta nodeHost plugins secrets skills talk tools ui update web wizard")
+    | _paths("", "media memory messages meta nodeHost plugins secrets talk ui update web wizard")
     | _paths("gateway.", "channelHealthCheckMinutes metrics nodes push reload tailscale tools http.securityHeaders")
     | _paths("gateway.controlUi.", "allowInsecureAuth dangerouslyAllowHostHeaderOriginFallback dangerouslyDisableDeviceAuth basePath root")
     | _paths("gateway.http.endpoints.", "responses chatCompletions.images chatCompletions.files chatCompletions.maxUrlParts")
@@ -35,26 +40,18 @@ LATER = (
     | _paths("agents.defaults.", "contextPruning elevatedDefault embeddingModel envelopeElapsed envelopeTimestamp envelopeTimezone heartbeat")
     | _paths("agents.defaults.", "humanDelay imageMaxDimensionPx imageModel limits mediaMaxMb memorySearch models.*.streaming pdfModel repoRoot")
     | _paths("agents.defaults.", "sandbox subagents thinkingDefault timeFormat typingIntervalSeconds typingMode verboseDefault")
-    | _paths("agents.list[].", "agentDir groupChat heartbeat humanDelay limits memorySearch sandbox skills subagents tools")
+    | _paths("agents.list[].", "agentDir groupChat heartbeat humanDelay limits memorySearch sandbox subagents")
     | _paths("session.", "agentToAgent dmScope identityLinks idleMinutes maintenance parentForkMaxTokens reset resetByChannel resetByType")
     | _paths("session.", "resetTriggers sendPolicy threadBindings typingIntervalSeconds typingMode")
     | _paths("models.", "bedrockDiscovery providers.*.auth providers.*.injectNumCtxForOpenAICompat")
     | _paths("models.providers.*.models[].", "api headers")
+    | _paths("tools.", _TOOLS_LATER)
+    | _paths("agents.list[].tools.", _TOOLS_LATER)
+    | _paths("skills.", "allowBundled install limits entries.*.apiKey entries.*.env entries.*.config load.watch load.watchDebounceMs")
     | _paths("logging.", "consoleLevel file maxFileBytes redactPatterns redactSensitive")
 )
 #: Below these an unknown key is an error: it was probably meant to protect.
 STRICT = ("gateway.auth", "gateway.bind", "gateway.tls", "tools", "agents.list[].tools")
-#: `tools` is not in the schema yet, but its names are checked all the same. None: whatever is below is not looked at.
-_TOOLS: dict[str, frozenset[str] | None] = {
-    **dict.fromkeys(_paths("", "profile allow alsoAllow deny byProvider elevated subagents agentToAgent media links message sandbox")),
-    "exec": _paths(
-        "", "host security ask node pathPrepend safeBins timeoutSec backgroundMs notifyOnExit approvalRunningNoticeMs applyPatch cleanupMs"
-    ),
-    "web": _paths("", "fetch search"),
-    "fs": _paths("", "workspaceOnly"),
-    "loopDetection": _paths("", "enabled historySize warningThreshold criticalThreshold globalCircuitBreakerThreshold detectors"),
-    "sessions": _paths("", "visibility"),
-}
 #: A value with its path, its generic path (`[]` and `*`) and its type in the schema.
 Node = tuple[str, str, Any, Any]
 
@@ -73,12 +70,9 @@ def check_keys(tree: dict[str, Any], name: str, warnings: list[str], *, strict: 
         struct = _struct(kind)
         if struct is not None and isinstance(value, dict):
             known = [field.encode_name for field in msgspec.structs.fields(struct)]
-            for key, below in value.items():
+            for key in value:
                 place, general = join(path, key), join(generic, key)
-                if general in ("tools", "agents.list[].tools"):
-                    _check_tools(below, place, name)
-                    later(general, "not in effect yet: this version offers no tools to the model")
-                elif general in LATER:
+                if general in LATER:
                     later(general)
                 elif key not in known:
                     known_here = known + [known_path.rpartition(".")[2] for known_path in LATER if known_path.rpartition(".")[0] == generic]
@@ -101,23 +95,6 @@ def _unknown(place: str, path: str, key: str, known: list[str], name: str, warni
     if fatal:
         raise ConfigError(f"{name}: {place}: unknown key{hint}")
     warnings.append(f"{place}: unknown key, ignored{hint}")
-
-
-def _check_tools(section: Any, place: str, name: str) -> None:
-    if not isinstance(section, dict):
-        raise ConfigError(f"{name}: {place}: must be an object")
-    for key, below in section.items():
-        if key not in _TOOLS:
-            _unknown(join(place, key), place, key, sorted(_TOOLS), name, [], fatal=True)
-        names = _TOOLS[key]
-        if names is None:
-            continue
-        inner = join(place, key)
-        if not isinstance(below, dict):
-            raise ConfigError(f"{name}: {inner}: must be an object")
-        for word in below:
-            if word not in names:
-                _unknown(join(inner, word), inner, word, sorted(names), name, [], fatal=True)
 
 
 def _members(kind: Any) -> tuple[Any, ...]:

@@ -33,10 +33,26 @@ def _asked(config: Config, raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for number, agent in enumerate(agents if isinstance(agents, list) else ()):
         if _given(_below(agent, "limits")):
             yield f"agents.list[{number}].limits", "budgets of tokens and cost are not kept"
+    for path, host in _hosts(config):
+        if host in ("sandbox", "node"):
+            yield path, f"commands run on the gateway's host, under approvals; {host} is not offered: remove the key or set it to gateway"
+    for path, sandbox in (
+        ("agents.defaults.sandbox", _below(raw, "agents", "defaults", "sandbox")),
+        *((f"agents.list[{number}].sandbox", _below(agent, "sandbox")) for number, agent in enumerate(agents if isinstance(agents, list) else ())),
+    ):
+        mode = _below(sandbox, "mode")
+        if mode is not None and mode != "off":
+            yield f"{path}.mode", "there are no sandboxes: tools run in the gateway's account; forbid them under tools.deny, or set it to off"
     if _denies(_below(raw, "session", "sendPolicy")):
         yield "session.sendPolicy", "no session is barred from sending"
     if _given(_below(raw, "logging", "redactPatterns")):
         yield "logging.redactPatterns", "only the built-in patterns of secrets are hidden from the log"
+
+
+def _hosts(config: Config) -> Iterator[tuple[str, str | None]]:
+    yield "tools.exec.host", config.tools.exec.host
+    for number, agent in enumerate(config.agents.list):
+        yield f"agents.list[{number}].tools.exec.host", agent.tools.exec.host
 
 
 def _below(tree: Any, *keys: str) -> Any:

@@ -196,6 +196,113 @@ class AgentDefaults(Section, frozen=True):
     context_tokens: int | None = None
 
 
+ToolProfile = Literal["minimal", "coding", "messaging", "full"]
+ExecSecurity = Literal["deny", "allowlist", "full"]
+ExecAsk = Literal["off", "on-miss", "always"]
+
+
+class ProviderPolicy(Section, frozen=True):
+    """`tools.byProvider["provider"]` or `["provider/model"]`: a further layer for runs with that model."""
+
+    profile: ToolProfile | None = None
+    allow: tuple[str, ...] = ()
+    also_allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
+class ApplyPatch(Section, frozen=True):
+    """`tools.exec.applyPatch`: the tool `apply_patch`, for models of OpenAI only. `allow_models` empty: all of them."""
+
+    enabled: bool = False
+    workspace_only: bool = True
+    allow_models: tuple[str, ...] = ()
+
+
+class ToolsExec(Section, frozen=True):
+    """`tools.exec`. What holds for one agent is in `core.routing.Agent.exec`."""
+
+    host: Literal["gateway", "sandbox", "node"] | None = None
+    security: ExecSecurity = "allowlist"
+    ask: ExecAsk = "on-miss"
+    ask_fallback: ExecSecurity = "deny"
+    path_prepend: tuple[str, ...] = ()
+    safe_bins: tuple[str, ...] = ("jq", "cut", "uniq", "head", "tail", "tr", "wc")
+    timeout_sec: int = 1_800
+    background_ms: Milliseconds = Milliseconds(10_000)
+    apply_patch: ApplyPatch = ApplyPatch()
+
+
+class ToolsFs(Section, frozen=True):
+    """`tools.fs`. What holds for one agent is in `core.routing.Agent.fs`."""
+
+    workspace_only: bool = True
+
+
+class LoopDetection(Section, frozen=True):
+    """`tools.loopDetection`. What holds for one agent is in `core.routing.Agent.loop_detection`."""
+
+    enabled: bool = True
+
+
+class Tools(Section, frozen=True):
+    """`tools`: which tools agents have, and what these may do. The layers are in core/policy.py."""
+
+    profile: ToolProfile | None = None
+    allow: tuple[str, ...] = ()
+    also_allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    by_provider: dict[str, ProviderPolicy] = {}
+    exec: ToolsExec = ToolsExec()
+    fs: ToolsFs = ToolsFs()
+    loop_detection: LoopDetection = LoopDetection()
+
+
+class AgentExec(Section, frozen=True):
+    """`agents.list[].tools.exec`: what is set wins over `tools.exec`."""
+
+    host: Literal["gateway", "sandbox", "node"] | None = None
+    security: ExecSecurity | None = None
+    ask: ExecAsk | None = None
+    ask_fallback: ExecSecurity | None = None
+    path_prepend: tuple[str, ...] | None = None
+    safe_bins: tuple[str, ...] | None = None
+    timeout_sec: int | None = None
+    background_ms: Milliseconds | None = None
+    apply_patch: ApplyPatch | None = None
+
+
+class AgentTools(Section, frozen=True):
+    """`agents.list[].tools`: one more layer of policy, and settings that win over those of `tools`."""
+
+    profile: ToolProfile | None = None
+    allow: tuple[str, ...] = ()
+    also_allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    by_provider: dict[str, ProviderPolicy] = {}
+    exec: AgentExec = AgentExec()
+    fs: ToolsFs | None = None
+    loop_detection: LoopDetection | None = None
+
+
+class SkillEntry(Section, frozen=True):
+    """`skills.entries.<name>`."""
+
+    enabled: bool = True
+
+
+class SkillsLoad(Section, frozen=True):
+    """`skills.load`."""
+
+    extra_dirs: tuple[str, ...] = ()
+
+
+class Skills(Section, frozen=True):
+    """`skills`: folders with a SKILL.md that the prompt lists."""
+
+    entries: dict[str, SkillEntry] = {}
+    load: SkillsLoad = SkillsLoad()
+
+
 class AgentEntry(Section, frozen=True):
     """One of `agents.list`."""
 
@@ -207,6 +314,8 @@ class AgentEntry(Section, frozen=True):
     identity: Identity = Identity()
     system_prompt: str | None = None
     params: dict[str, Any] = {}
+    tools: AgentTools = AgentTools()
+    skills: tuple[str, ...] | None = None
 
 
 class Agents(Section, frozen=True):
@@ -306,4 +415,6 @@ class Config(Section, frozen=True):
     agents: Agents = Agents()
     session: Session = Session()
     models: Models = Models()
+    tools: Tools = Tools()
+    skills: Skills = Skills()
     logging: Logging = Logging()

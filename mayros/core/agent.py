@@ -1,21 +1,25 @@
 """The agent loop: one turn of a conversation, with the model and its fallbacks, as an async iterator of event batches.
 
-The loop has one model turn for each run as long as agents have no tools; a round of tool calls is another pass over `_ask`.
+A model turn, the calls it makes (rounds.py, acting.py), the next model turn with their results, until the model makes none.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Protocol
 
 import msgspec
 from twisted.logger import Logger
 
+from mayros.core.acting import Host, Redact
+from mayros.core.bounds import fitted
+from mayros.core.calls import Reply
 from mayros.core.models import Model
-from mayros.core.ports import History, ModelProvider, ModelRequest, Sampling, Turn, Workspace
-from mayros.core.prompt import Prompter, window
-from mayros.core.tokens import estimate
+from mayros.core.ports import History, ModelProvider, ModelRequest, ResultStore, Sampling, Skill, Skills, Tool, Toolbox, Turn, Workspace
+from mayros.core.prompt import NO_TOOLS, Prompter, window
+from mayros.core.rounds import Rounds
 from mayros.errors import ContextLengthExceeded, GatewayError, Unavailable, bare
 from mayros.events import Event, ReasoningDelta, TextDelta
 
@@ -28,30 +32,72 @@ class Providers(Protocol):
     def get(self, provider_id: str, /) -> ModelProvider | None: ...
 
 
+class NoTools:
+    """The toolbox of agents that only talk."""
+
+    def offered(self, turn: Turn, model: Model) -> Mapping[str, Tool]:
+        """See ports.Toolbox."""
+        return NO_TOOLS
+
+    def why_not(self, turn: Turn, model: Model, name: str) -> str | None:
+        """See ports.Toolbox."""
+        return None
+
+
 class AgentLoop:
-    """Thinks: builds the prompt, asks the model, falls back. `find_model` gives the model of a `provider/model` that a session has chosen."""
+    """Thinks: builds the prompt, asks the model, falls back, makes the calls that the model wants, and asks again.
 
-    def __init__(self, providers: Providers, workspace: Workspace, find_model: Callable[[str], Model | None] = lambda ref: None) -> None:
+    `find_model` gives the model of a `provider/model` that a session has chosen. `redact` hides the secrets that the gateway knows; `results` keeps
+    what is too long for a model.
+    """
+
+    def __init__(
+        self,
+        providers: Providers,
+        workspace: Workspace,
+        find_model: Callable[[str], Model | None] = lambda ref: None,
+        toolbox: Toolbox | None = None,
+        results: ResultStore | None = None,
+        redact: Redact = str,
+        skills: Skills | None = None,
+    ) -> None:
         self._providers, self._workspace, self._find_model, self._prompter = providers, workspace, find_model, Prompter()
+        self._toolbox, self._results, self._redact, self._skills = toolbox or NoTools(), results, redact, skills
 
-    async def think(self, turn: Turn, history: History) -> AsyncGenerator[list[Event], None]:
-        """The turn's events up to TurnFinished. Raises errors of mayros.errors; closing the iterator stops the model."""
+    async def think(self, turn: Turn, history: History, host: Host) -> AsyncGenerator[list[Event], None]:
+        """The turn's events; its model turns with calls, and their results, are recorded with the host. Raises errors of mayros.errors.
+
+        Closing the iterator stops the model at once, and calls that are being made within a second.
+        """
         agent, messages = turn.agent, [*history.messages, *turn.messages]
         files = await self._workspace.files(agent)
-        spoken = False
         refused: GatewayError | None = None
-        models = self._models(turn, history)
-        for position, model in enumerate(models, 1):
-            system = self._prompter.system(agent, files, model, turn.extra_system)
-            if not fits(system, messages, window(agent, model)):
+        models, position = self._models(turn, history), 0
+        rounds: Rounds | None = None
+        skills: Sequence[Skill] = ()
+        while position < len(models):
+            model = models[position]
+            position += 1
+            offered = self._toolbox.offered(turn, model)
+            if offered and not skills and self._skills is not None:
+                skills = await self._skills.skills(agent)
+            system = self._prompter.system(agent, files, model, turn.extra_system, offered, skills)
+            prompt = fitted(system, messages, window(agent, model))
+            if prompt is None:
                 refused = too_long(model, turn.stateless)
                 continue
+            specs = [tool.spec for tool in offered.values()] if offered else ()
+            request = ModelRequest(model, system, prompt, sampling(turn, history, model), turn.run_id, specs)
+            reply = Reply(rounds is not None and rounds.spoken) if offered else None
+            spoken = False
             try:
-                async with aclosing(self._ask(model, turn, history, system, messages)) as batches:
+                async with aclosing(self._stream(request)) as batches:
                     async for batch in batches:
                         spoken = spoken or any(type(event) in (TextDelta, ReasoningDelta) for event in batch)
-                        yield batch
-                return
+                        if reply is None:
+                            yield batch
+                        elif kept := reply.take(batch):
+                            yield kept
             except ContextLengthExceeded as error:
                 # Where the provider's own count refused it, the advice is the same as ours.
                 raise too_long(model, turn.stateless) from error
@@ -63,6 +109,20 @@ class AgentLoop:
                     run_id=turn.run_id, model=model.ref, error=error.message,
                 )  # fmt: skip
                 refused = bare(error)
+                continue
+            if reply is None:
+                return
+            if rounds is None:
+                rounds = Rounds(turn, host, self._redact, self._results, messages)
+            if not rounds.read(reply, offered, partial(self._toolbox.why_not, turn, model)):
+                if reply.finished is not None:
+                    yield [reply.finished]
+                return
+            async with aclosing(rounds.make(window(agent, model), "image" in model.input)) as made:
+                async for batch in made:
+                    yield batch
+            messages = [*messages, *rounds.new]
+            position -= 1  # the same model goes on
         raise refused or Unavailable(f'Agent "{agent.id}" has no model: set agents.defaults.model.primary, or run `mayros setup`.')
 
     def _models(self, turn: Turn, history: History) -> Sequence[Model]:
@@ -75,16 +135,12 @@ class AgentLoop:
             )
         return turn.agent.models if model is None else (model,)
 
-    async def _ask(
-        self, model: Model, turn: Turn, history: History, system: str, messages: Sequence[msgspec.Raw]
-    ) -> AsyncGenerator[list[Event], None]:
+    def _stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
+        model = request.model
         provider = self._providers.get(model.provider.id)
         if provider is None:
             raise Unavailable(f"This version cannot speak to {model.ref}: its api {model.provider.api!r} is not supported yet.")
-        request = ModelRequest(model, system, messages, sampling(turn, history, model), turn.run_id)
-        async with aclosing(provider.stream(request)) as batches:
-            async for batch in batches:
-                yield batch
+        return provider.stream(request)
 
 
 def sampling(turn: Turn, history: History, model: Model) -> Sampling:
@@ -103,13 +159,6 @@ def sampling(turn: Turn, history: History, model: Model) -> Sampling:
         if value is not None and getattr(asked, field) is None:
             changes[field] = value
     return msgspec.structs.replace(asked, **changes) if changes else asked
-
-
-def fits(system: str, messages: Sequence[msgspec.Raw], window_tokens: int) -> bool:
-    """Whether the prompt has room in the window, by estimate. A token is at least one byte, so few bytes need no counting."""
-    if len(system) + sum(map(len, map(bytes, messages))) < window_tokens:
-        return True
-    return estimate(system) + sum(estimate(bytes(raw).decode()) for raw in messages) < window_tokens
 
 
 def too_long(model: Model, stateless: bool) -> ContextLengthExceeded:

@@ -74,6 +74,8 @@ class Turn(msgspec.Struct, frozen=True):
     timeout_seconds: float = 600.0
     metadata: dict[str, str] | None = None
     claim: Claim | None = None
+    #: Whether the agent's tools are offered, as far as the door decides that.
+    tools: Literal["agent", "none"] = "agent"
 
 
 class RunResult(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -148,7 +150,8 @@ class ModelProvider(Protocol):
     """An outbound adapter."""
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
-        """Batches of ModelAnswered (first, by itself or with more), TextDelta, ReasoningDelta, Usage and, once, TurnFinished.
+        """Batches of ModelAnswered (first, by itself or with more), TextDelta, ReasoningDelta, ToolCallDelta (only where the request has tools),
+        Usage and, once, TurnFinished.
 
         One batch per read of the socket. Closing the iterator stops the model and closes its socket. Raises errors of mayros.errors; those
         with `fallback` set let another model be tried.
@@ -198,6 +201,89 @@ class Tool(Protocol):
 
     async def call(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         """Do it. `arguments` fit the schema. Raises ToolFailed with what the model should do; cancelled, it ends what it started within a second."""
+        ...
+
+
+#: What may run at all: nothing, what is on a list, anything.
+ExecSecurity = Literal["deny", "allowlist", "full"]
+#: When a person is asked: never, when the list does not have it, every time.
+ExecAsk = Literal["off", "on-miss", "always"]
+
+
+class ExecRequest(msgspec.Struct, frozen=True):
+    """A command that a model wants to run, exactly as it would run: whoever allows it allows this and nothing else.
+
+    `cwd` is a real path; `env` is what the call adds to the environment, sorted by name. `security` and `ask` are what the call asks for (None:
+    nothing), and may only make the configured rules stricter. `analysed`: the command line was understood as parts that start one executable each.
+    `resolved` are then the real paths of those executables that must be on the list: parts that only use safe binaries are not among them.
+    """
+
+    command: str
+    cwd: str
+    env: tuple[tuple[str, str], ...]
+    agent_id: str
+    session: str
+    pty: bool = False
+    background: bool = False
+    security: ExecSecurity | None = None
+    ask: ExecAsk | None = None
+    resolved: tuple[str, ...] = ()
+    analysed: bool = False
+
+
+class ExecPolicy(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Rules for commands that are kept in the store, for one agent or for all; None: not set. `auto_allow_skills` is kept and has no effect."""
+
+    security: ExecSecurity | None = None
+    ask: ExecAsk | None = None
+    ask_fallback: ExecSecurity | None = None
+    auto_allow_skills: bool | None = None
+
+
+class AllowedExec(msgspec.Struct, frozen=True):
+    """One pattern of an agent's list of allowed programs, and when it was last of use."""
+
+    id: str
+    agent_id: str
+    pattern: str
+    last_used_ms: int | None = None
+    last_command: str | None = None
+    last_resolved: str | None = None
+
+
+class ExecRulesStore(Protocol):
+    """Rules for commands on disk, durable when the Awaitable is done. All raise StorageUnavailable; nothing here decides anything."""
+
+    def load(self) -> Awaitable[tuple[Sequence[AllowedExec], Mapping[str, ExecPolicy]]]:
+        """All lists, and the policies by agent id."""
+        ...
+
+    def save(self, entry: AllowedExec) -> Awaitable[None]:
+        """One entry: new, or in the place of the one with its id."""
+        ...
+
+    def replace(self, entries: Sequence[AllowedExec], policies: Mapping[str, ExecPolicy]) -> Awaitable[None]:
+        """Everything anew, in one transaction."""
+        ...
+
+
+class Permission(Protocol):
+    """Whether a command may run."""
+
+    async def allow(self, request: ExecRequest, context: ToolContext) -> None:
+        """Return where it may, after a person was asked if need be. Raises ToolFailed: why not, and what the model can do."""
+        ...
+
+
+class ResultStore(Protocol):
+    """The whole texts of results that were too long for the model; for a day, each for its agent."""
+
+    def keep(self, agent_id: str, text: str, untrusted: bool) -> Awaitable[str | None]:
+        """A reference (`result://...`) that `open` takes, and in which `untrusted` shows; None where the text cannot be kept. Raises nothing."""
+        ...
+
+    def open(self, reference: str, agent_id: str) -> str | None:
+        """The text; None where there is none for this agent (any more). Blocks: call it off the reactor."""
         ...
 
 
@@ -560,6 +646,22 @@ class WorkspaceFile(msgspec.Struct, frozen=True):
     name: str
     path: str
     text: str | None
+
+
+class Skill(msgspec.Struct, frozen=True):
+    """A folder with instructions for one kind of task; `path` is that of its SKILL.md."""
+
+    name: str
+    description: str
+    path: str
+
+
+class Skills(Protocol):
+    """What the agents know how to do, for the prompt."""
+
+    def skills(self, agent: Agent) -> Awaitable[Sequence[Skill]]:
+        """The skills that the agent may use, by name; looked for off the reactor, a few seconds old. Raises nothing."""
+        ...
 
 
 class Applied(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from mayros.config.schema import AgentEntry, Config, ModelChoice
+from mayros.config.schema import AgentEntry, AgentExec, AgentTools, Config, LoopDetection, ModelChoice, Tools, ToolsExec, ToolsFs
 from mayros.core.keys import SessionKey, check_text, new_id, normalise_agent_id, valid_agent_id
 from mayros.core.models import Catalogue, Model
 from mayros.errors import AgentNotFound
@@ -31,6 +31,16 @@ class Agent(msgspec.Struct, frozen=True):
     total_max_chars: int
     timezone: str | None
     context_tokens: int | None
+    #: The layers of tool policy: those of all agents and this one's own (core/policy.py), and where the latter stand in the file.
+    tools: Tools = Tools()
+    own_tools: AgentTools = AgentTools()
+    tools_path: str = "agents.list[].tools"
+    #: `tools.exec`, `tools.fs` and `tools.loopDetection` as they hold for this agent.
+    exec: ToolsExec = ToolsExec()
+    fs: ToolsFs = ToolsFs()
+    loop_detection: LoopDetection = LoopDetection()
+    #: The names of the skills it may have; None: all.
+    skills: tuple[str, ...] | None = None
 
 
 class Directory:
@@ -43,11 +53,11 @@ class Directory:
         self.main_key = config.session.main_key.strip().lower() or "main"
         self.default_id = normalise_agent_id(next((entry for entry in entries if entry.default), entries[0]).id)
         self.agents: dict[str, Agent] = {}
-        for entry in entries:
-            agent = self._agent(entry, state_dir)
+        for number, entry in enumerate(entries):
+            agent = self._agent(number, entry, state_dir)
             self.agents.setdefault(agent.id, agent)
 
-    def _agent(self, entry: AgentEntry, state_dir: str) -> Agent:
+    def _agent(self, number: int, entry: AgentEntry, state_dir: str) -> Agent:
         defaults = self._config.agents.defaults
         agent_id = normalise_agent_id(entry.id)
         if entry.workspace:
@@ -59,6 +69,7 @@ class Directory:
         refs = self._refs(entry.model) or self._refs(defaults.model)
         primary = self._full(refs[0]) if refs else ""
         params = defaults.models[primary].params if primary in defaults.models else {}
+        tools = self._config.tools
         return Agent(
             id=agent_id,
             name=entry.identity.name or entry.name,
@@ -72,6 +83,13 @@ class Directory:
             total_max_chars=defaults.bootstrap_total_max_chars,
             timezone=defaults.user_timezone,
             context_tokens=defaults.context_tokens,
+            tools=tools,
+            own_tools=entry.tools,
+            tools_path=f"agents.list[{number}].tools",
+            exec=_merged(tools.exec, entry.tools.exec),
+            fs=entry.tools.fs or tools.fs,
+            loop_detection=entry.tools.loop_detection or tools.loop_detection,
+            skills=entry.skills,
         )
 
     @staticmethod
@@ -137,6 +155,12 @@ class Directory:
         if user:
             return agent, SessionKey(agent.id, "openai-user:" + check_text(user, "user")), False
         return agent, SessionKey(agent.id, "openai:" + new_id()), True
+
+
+def _merged(general: ToolsExec, own: AgentExec) -> ToolsExec:
+    """The settings of `exec` for an agent: its own where they are set."""
+    changes = {name: value for name in own.__struct_fields__ if (value := getattr(own, name)) is not None}
+    return msgspec.structs.replace(general, **changes) if changes else general
 
 
 class Settings(msgspec.Struct, frozen=True):

@@ -6,20 +6,26 @@ aborted, timeout. Cancelling is Twisted's: the task is cancelled, the generators
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mayros.core.acting import Host
+from mayros.core.allowance import Allowance
+from mayros.core.calls import APART
 from mayros.core.ports import Clock, History, Idempotency, Lanes, Lease, OnLost, Owner, Principal, RunResult, Slots, Turn, TurnStore, Watcher
 from mayros.errors import GatewayError, InvalidRequest, RunAborted, RunTimeout, ServerShutdown, Unavailable, bare
 from mayros.events import Event, FinishReason, ModelAnswered, Outcome, RunEnded, RunStarted, TextDelta, TurnFinished, Usage
+from mayros.messages import Message, pack
 
 log = Logger()
+
+T = TypeVar("T")
 
 #: How long, and how many, ended runs can still be asked about.
 KEEP_SECONDS, KEEP_RUNS = 600.0, 1000
@@ -28,18 +34,24 @@ KEEP_SECONDS, KEEP_RUNS = 600.0, 1000
 class Thinker(Protocol):
     """core/agent.py's loop."""
 
-    def think(self, turn: Turn, history: History) -> AsyncGenerator[list[Event], None]: ...
+    def think(self, turn: Turn, history: History, host: Host) -> AsyncGenerator[list[Event], None]: ...
 
 
 class LiveRun:
     """One run; see ports.Run."""
 
-    def __init__(self, turn: Turn, principal: Principal, owner: Owner | None, on_lost: OnLost, abort: Callable[[LiveRun, Exception], bool]) -> None:
-        self.turn, self.principal = turn, principal
+    def __init__(
+        self, turn: Turn, principal: Principal, owner: Owner | None, on_lost: OnLost, abort: Callable[[LiveRun, Exception], bool], clock: Clock
+    ) -> None:
+        self.turn, self.principal, self.clock = turn, principal, clock
         self.result: RunResult | None = None
         self.error: Exception | None = None
         self._owner, self._on_lost, self._abort = owner, on_lost, abort
         self._parts: list[str] = []
+        self._recorded: list[msgspec.Raw] = []
+        #: How many of the parts are in what was recorded.
+        self._mark = 0
+        self.allowance: Allowance | None = None
         self._waiters: list[Deferred[RunResult]] = []
         self.usage, self.model, self.finish_reason = Usage(), None, None
         self.task: Deferred[None] | None = None
@@ -67,6 +79,21 @@ class LiveRun:
                 self.model = event  # type: ignore[assignment]
             elif kind is TurnFinished:
                 self.finish_reason = event.reason  # type: ignore[attr-defined]
+
+    def record(self, messages: Sequence[msgspec.Raw]) -> None:
+        """See acting.Host."""
+        self._recorded += messages
+        self._mark = len(self._parts)
+
+    async def waiting(self, answer: Awaitable[T]) -> T:
+        """See ports.ToolContext."""
+        return await answer if self.allowance is None else await self.allowance.waiting(answer)
+
+    @property
+    def said(self) -> Sequence[msgspec.Raw]:
+        """What the run has made where that is more than one text: its model turns with calls, their results, and the text after them."""
+        rest = "".join(self._parts[self._mark :]).removeprefix(APART) if self._recorded else ""
+        return (*self._recorded, pack(Message("assistant", rest))) if rest else self._recorded
 
     async def tell_owner(self, events: list[Event]) -> None:
         """Suspends while the owner's client is slow."""
@@ -112,7 +139,7 @@ class LocalRuns:
     def submit(self, turn: Turn, principal: Principal, owner: Owner | None = None, on_lost: OnLost = "cancel") -> LiveRun:
         """See ports.Runs."""
         self.check(turn)
-        run = LiveRun(turn, principal, owner, on_lost, self._cancel)
+        run = LiveRun(turn, principal, owner, on_lost, self._cancel, self._clock)
         self._live[turn.run_id] = run
         run.task = Deferred.fromCoroutine(self._drive(run))
         run.task.addErrback(self._broken, run)
@@ -176,6 +203,8 @@ class LocalRuns:
             return False
         if run.why is None:
             run.why = why
+            if run.allowance is not None:
+                run.allowance.stop()
             # Not at once: the call may come from inside the task, which can only be cancelled while it waits.
             self._clock.callLater(0, self._cancel_task, run)
         return True
@@ -186,11 +215,8 @@ class LocalRuns:
 
     async def _drive(self, run: LiveRun) -> None:
         turn, started_ms = run.turn, self._now_ms()
-        limit = self._clock.callLater(
-            turn.timeout_seconds, self._cancel, run, RunTimeout(f"The run reached its limit of {turn.timeout_seconds:g} s.")
-        )
+        run.allowance = allowance = Allowance(self._clock, self._slots, turn.timeout_seconds, lambda: self._cancel(run, _timeout(turn)))
         lease: Lease | None = None
-        slot = False
         history: History | None = None
         outcome: Outcome = "ok"
         try:
@@ -198,10 +224,10 @@ class LocalRuns:
                 session = str(turn.session)
                 lease = await self._lanes.acquire(session)
                 await self._slots.acquire()
-                slot = True
+                allowance.held = True
                 history = self._store.fresh(turn.session) if turn.stateless else await self._store.history(turn.session)
                 await self._tell(run, [RunStarted(turn.run_id, session, turn.agent.id, started_ms)])
-                async with aclosing(self._thinker.think(turn, history)) as batches:
+                async with aclosing(self._thinker.think(turn, history, run)) as batches:
                     async for batch in batches:
                         run.take(batch)
                         await self._tell(run, batch)
@@ -215,12 +241,14 @@ class LocalRuns:
                 log.failure("run {run_id} failed inside", run_id=turn.run_id)
                 run.error, outcome = GatewayError(), "error"
             run.committing = True
-            if limit.active():
-                limit.cancel()
+            allowance.stop()
+            said = run.said
+            if said and isinstance(run.error, GatewayError) and run.error.should_retry is None:
+                run.error.should_retry = False  # it has acted; the same again might do the same twice
             result = self._result(run, outcome, started_ms, history)
-            if lease is not None and history is not None and not isinstance(run.error, InvalidRequest):
+            if lease is not None and history is not None and (said or not isinstance(run.error, InvalidRequest)):
                 try:
-                    await self._store.finish(turn, history, result, lease)
+                    await self._store.finish(turn, history, result, lease, said)
                 except GatewayError as error:
                     run.error, outcome = bare(error), "error"
                     result = self._result(run, outcome, started_ms, history)
@@ -233,8 +261,8 @@ class LocalRuns:
             self._end(run, result)
         finally:
             self._live.pop(turn.run_id, None)
-            if slot:
-                self._slots.release()
+            allowance.end()
+            run.allowance = None  # they know each other
             if lease is not None:
                 self._lanes.release(lease)
 
@@ -265,7 +293,8 @@ class LocalRuns:
             text=run.text,
             started_at_ms=started_ms,
             ended_at_ms=self._now_ms(),
-            finish_reason=run.finish_reason if outcome == "ok" else None,
+            # A call that was not made (there are no tools, say) is no reason that a client knows.
+            finish_reason=("stop" if run.finish_reason == "tool_calls" else run.finish_reason) if outcome == "ok" else None,
             usage=run.usage,
             provider=model.provider if model is not None else None,
             model=model.model if model is not None else None,
@@ -297,3 +326,7 @@ class LocalRuns:
         result = self._result(run, "error", self._now_ms(), None)
         self._publish(run, [RunEnded("error", None, run.usage, result.ended_at_ms, run.error)])
         self._end(run, result)
+
+
+def _timeout(turn: Turn) -> RunTimeout:
+    return RunTimeout(f"The run reached its limit of {turn.timeout_seconds:g} s.")

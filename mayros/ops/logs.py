@@ -33,12 +33,31 @@ REPEAT_SECONDS = 60.0
 _LEVELS = {"error": LogLevel.error, "warn": LogLevel.warn, "info": LogLevel.info, "debug": LogLevel.debug}
 _PRIORITY = {LogLevel.critical: 2, LogLevel.error: 3, LogLevel.warn: 4, LogLevel.info: 6, LogLevel.debug: 7}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_PATTERNS = re.compile(
-    r"(?i:bearer\s+)[^\s\"']+|\bsk-[A-Za-z0-9_-]{8,}|\bgh[pousr]_[A-Za-z0-9]{8,}|\bgithub_pat_\w{8,}|\bxox[abprs]-[A-Za-z0-9-]{8,}|\bAKIA[A-Z0-9]{12,}"
-    r"|\bAIza[A-Za-z0-9_-]{20,}|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----"
-    r"|(?i:(?:token|secret|password|api.?key)[=:\"' ]{1,4})[A-Za-z0-9_./+-]{12,}|//[^/\s:@]+:[^/\s:@]+@",
-    re.DOTALL,
+
+
+def _any_case(word: str) -> str:
+    """As sets of letters: with a set at its beginning a pattern is found some ten times faster than where case is ignored."""
+    return "".join(f"[{letter.upper()}{letter}]" for letter in word)
+
+
+_NAMED = "[=:\"' ]{1,4}[A-Za-z0-9_./+-]{12,}"
+#: What looks like a secret, by a word in small letters without which it cannot be there: long results of tools go through this.
+_PATTERNS = tuple(
+    (word, re.compile(pattern, re.DOTALL))
+    for word, pattern in (
+        ("private key-----", r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----"),
+        ("bearer", _any_case("bearer") + r"\s+[^\s\"']+"),
+        ("sk-", r"sk-(?<=\bsk-)[A-Za-z0-9_-]{8,}"),
+        ("gh", r"gh[pousr]_(?<=\bgh._)[A-Za-z0-9]{8,}"),
+        ("github_pat_", r"github_pat_(?<=\bgithub_pat_)\w{8,}"),
+        ("xox", r"xox[abprs]-(?<=\bxox.-)[A-Za-z0-9-]{8,}"),
+        ("akia", r"AKIA(?<=\bAKIA)[A-Z0-9]{12,}"),
+        ("aiza", r"AIza(?<=\bAIza)[A-Za-z0-9_-]{20,}"),
+        ("eyj", r"eyJ(?<=\beyJ)[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+"),
+        *((word, _any_case(word) + _NAMED) for word in ("token", "secret", "password")),
+        ("key", _any_case("api") + ".?" + _any_case("key") + _NAMED),
+        ("//", r"//[^/\s:@]+:[^/\s:@]+@"),
+    )
 )
 
 
@@ -54,7 +73,11 @@ class Redactor:
         """The text with each secret replaced by `***`."""
         if self._known is not None:
             text = self._known.sub("***", text)
-        return _PATTERNS.sub("***", text)
+        small = text.lower()
+        for word, pattern in _PATTERNS:
+            if word in small:
+                text = pattern.sub("***", text)
+        return text
 
 
 @implementer(ILogObserver)

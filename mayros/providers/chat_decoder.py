@@ -1,7 +1,8 @@
 """Reading the stream of OpenAI's chat completions, and of the many servers that imitate it. Bytes in, events out, no I/O.
 
 Imitators differ in many small ways, so reading is tolerant: a chunk of the usual shape is decoded into typed structs, any other goes through
-`_loose`, and what makes no sense is skipped, as long as something does. Imports errors, events, wire.sse and providers.failures.
+`_loose`, and what makes no sense is skipped, as long as something does. Tool calls are put together in calls.py. Imports errors, events,
+wire.sse, providers.calls, providers.characters and providers.failures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import msgspec
 
 from mayros.errors import GatewayError, UpstreamError
 from mayros.events import Event, FinishReason, ModelAnswered, ReasoningDelta, TextDelta, TurnFinished, Usage
+from mayros.providers.calls import CallPart, Calls, TooMuch, loose_part
+from mayros.providers.characters import joined, whole_characters
 from mayros.providers.failures import Redactor, stream_failure
 from mayros.wire.sse import Decoder, TooLong
 
@@ -43,7 +46,7 @@ class _Delta(msgspec.Struct, gc=False):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
+    tool_calls: list[CallPart] | None = None
     function_call: Any = None
 
 
@@ -64,10 +67,14 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 
 
 class ChatDecoder:
-    """The answer of one turn, bytes in and events out. An error is kept back until the events before it are out: `close` raises it."""
+    """The answer of one turn, bytes in and events out. An error is kept back until the events before it are out: `close` raises it.
 
-    def __init__(self, provider: str, model: str, redact: Redactor) -> None:
+    `tools`: whether the model was offered any; where not, it may call none.
+    """
+
+    def __init__(self, provider: str, model: str, redact: Redactor, tools: bool = False) -> None:
         self._provider, self._model, self._redact = provider, model, redact
+        self._calls = Calls() if tools else None
         self._sse = Decoder()
         self._answered = False
         self._reason: str | None = None
@@ -143,7 +150,7 @@ class ChatDecoder:
             self._take(chunk.choices, events, loose=True)
             self._usage = chunk.usage or self._usage
             delta = chunk.choices[0].delta
-            if self._error is None and (delta is None or delta.content is None):
+            if self._error is None and (delta is None or delta.content is None) and not self._called:
                 self._fail("its answer has no text")
         events += self._last(done=True)
         if self._error is not None:
@@ -160,17 +167,19 @@ class ChatDecoder:
             delta = choice.delta
             if delta is not None:
                 if delta.tool_calls or delta.function_call:
-                    self._fail("it called a tool, and this version offers none")
-                    return
+                    self._take_calls(delta, events, loose)
+                    if self.done:
+                        return
                 thought = delta.reasoning_content or delta.reasoning
                 if thought:
-                    thought = _whole_characters(thought) if loose else thought
+                    thought = whole_characters(thought) if loose else thought
                     self._size += len(thought)
                     events.append(ReasoningDelta(thought))
                 text = delta.content or delta.refusal
                 if text:
                     if loose or self._half:
-                        text = self._joined(text)
+                        # Cut inside a surrogate pair (`\ud83d` in one chunk, `\ude00` in the next).
+                        text, self._half = joined(self._half, text)
                     if text:
                         self._size += len(text)
                         events.append(TextDelta(text))
@@ -179,14 +188,27 @@ class ChatDecoder:
             if choice.usage is not None:
                 self._usage = choice.usage
 
-    def _joined(self, text: str) -> str:
-        """Text that is cut inside a surrogate pair (`\\ud83d` in one chunk, `\\ude00` in the next), in whole characters."""
-        text = self._half + text
-        self._half = ""
-        if "\ud800" <= text[-1] <= "\udbff":
-            self._half = text[-1]
-            text = text[:-1]
-        return _whole_characters(text)
+    @property
+    def _called(self) -> bool:
+        return self._calls is not None and self._calls.any
+
+    def _take_calls(self, delta: _Delta, events: list[Event], loose: bool) -> None:
+        calls = self._calls
+        if calls is None:
+            self._fail("it called a tool, and was offered none")
+            return
+        parts = [(part, loose) for part in delta.tool_calls or ()]
+        if isinstance(delta.function_call, dict):  # as calls were written before there could be several
+            parts.append((loose_part({"function": delta.function_call}), True))
+        try:
+            for part, halves in parts:
+                if part.function is not None and part.function.arguments is not None:
+                    self._size += len(part.function.arguments)
+                event = calls.take(part, halves)
+                if event is not None:
+                    events.append(event)
+        except TooMuch as error:
+            self._fail(str(error))
 
     def _last(self, done: bool) -> list[Event]:
         """What is said at the end of the stream."""
@@ -201,8 +223,13 @@ class ChatDecoder:
         if self._error is not None:
             return []
         events: list[Event] = [TextDelta("\ufffd")] if self._half else []
+        if self._calls is not None:
+            events += self._calls.last()
         raw = self._reason[:64] if self._reason is not None else None
-        return [*events, _counts(self._usage), TurnFinished(_REASONS.get(raw or "", "stop"), raw)]
+        reason = _REASONS.get(raw or "", "stop")
+        if reason == "stop" and self._called:
+            reason = "tool_calls"  # many say "stop", or nothing
+        return [*events, _counts(self._usage), TurnFinished(reason, raw)]
 
     def _refuse(self, error: object) -> None:
         """An error came instead of a chunk, or inside one. What may follow it does not matter."""
@@ -257,7 +284,7 @@ def _loose_choice(choice: dict[str, Any]) -> _Choice:
     reason, index = choice.get("finish_reason"), choice.get("index")
     return _Choice(
         _loose_delta(said) if isinstance(said, dict) else None,
-        _whole_characters(reason) if isinstance(reason, str) else None,
+        whole_characters(reason) if isinstance(reason, str) else None,
         index if type(index) is int else 0,
         _loose_usage(choice.get("usage")),
     )
@@ -275,9 +302,17 @@ def _loose_delta(said: dict[str, Any]) -> _Delta:
         reasoning_content=text(said.get("reasoning_content")),
         reasoning=text(said.get("reasoning")),
         refusal=text(said.get("refusal")),
-        tool_calls=[msgspec.Raw(b"{}")] if said.get("tool_calls") else None,
+        tool_calls=_loose_calls(said.get("tool_calls")),
         function_call=said.get("function_call"),
     )
+
+
+def _loose_calls(said: object) -> list[CallPart] | None:
+    """The fragments; an empty one stands for what cannot be understood, since calling without being offered tools is an error in any form."""
+    if not said:
+        return None
+    parts = said if isinstance(said, list) else [said]
+    return [loose_part(part) if isinstance(part, dict) else CallPart() for part in parts]
 
 
 def _loose_usage(usage: object) -> _Usage | None:
@@ -292,8 +327,3 @@ def _loose_usage(usage: object) -> _Usage | None:
         _PromptDetails(_count(prompt.get("cached_tokens")), _count(prompt.get("cache_write_tokens"))),
         _CompletionDetails(_count(completion.get("reasoning_tokens"))),
     )
-
-
-def _whole_characters(text: str) -> str:
-    """Surrogate pairs as characters, surrogates without their other half as U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,7 +1,7 @@
 """Models that speak OpenAI's chat completions: the `openai-completions` provider, and the embedded model's own server.
 
 `chat_request` writes the request (pure), chat_decoder.py reads the answer, `OpenAIChat` joins them to the HTTP client. The model is always
-asked to stream. Imports core, errors, events, net.http, providers.chat_decoder and providers.failures.
+asked to stream. Imports core, errors, events, messages, net.http, providers.chat_decoder and providers.failures.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mayros.core.models import Model, Provider
 from mayros.core.ports import ModelRequest
 from mayros.errors import UpstreamError
 from mayros.events import Event
+from mayros.messages import ImagePart, TextPart, text_of, unpack
 from mayros.net.http import Connection, Failed, Origin, header_lines, origin_for
 from mayros.providers.chat_decoder import TEXT_LIMIT, ChatDecoder
 from mayros.providers.failures import BODY_LIMIT, Redactor, client_failure, refusal
@@ -28,6 +29,9 @@ PATH = b"/chat/completions"
 _NEW_LIMIT_NAME = re.compile(r"(?:openai/)?(?:o\d|gpt-5)")
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SECRET_NAME = re.compile(r"auth|key|token|secret|cookie", re.IGNORECASE)
+#: How the canonical JSON of a tool message begins, and of one whose content is a list of parts.
+_TOOL = b'{"role":"tool"'
+_PARTS = _TOOL + b',"content":['
 _encode = msgspec.json.Encoder().encode
 
 
@@ -53,7 +57,41 @@ def chat_request(request: ModelRequest, ask_usage: bool = True) -> bytes:
         body[_limit_name(model)] = sampling.max_tokens
     if sampling.reasoning_effort is not None and model.reasoning:
         body["reasoning_effort"] = sampling.reasoning_effort
-    return _encode(body)
+    if request.tools:
+        body["tools"] = [{"type": "function", "function": spec} for spec in request.tools]
+    written = _encode(body)
+    if _PARTS in written:
+        body["messages"] = [*messages[: 1 if request.system else 0], *_images_after(request.messages, "image" in model.input)]
+        written = _encode(body)
+    return written
+
+
+def _images_after(messages: Iterable[msgspec.Raw], seen: bool) -> list[object]:
+    """The messages without parts in tool messages, which servers refuse there: the images of a round's results follow them in one user message.
+
+    `seen`: the model takes images; to another one it is said that there were some.
+    """
+    made: list[object] = []
+    images: list[object] = []
+    for raw in messages:
+        is_tool = memoryview(raw)[: len(_TOOL)] == _TOOL
+        if images and not is_tool:
+            made.append({"role": "user", "content": images})
+            images = []
+        if memoryview(raw)[: len(_PARTS)] != _PARTS:
+            made.append(raw)
+            continue
+        message = unpack(raw)
+        content = message.content if isinstance(message.content, tuple) else ()
+        pictures = [part for part in content if isinstance(part, ImagePart)]
+        note = f"[{len(pictures)} image(s): {'in the message after the tool results' if seen else 'left out, because the model takes none'}]"
+        text = "\n".join(filter(None, (text_of(message), note if pictures else "")))
+        made.append(msgspec.structs.replace(message, content=text))
+        if pictures and seen:
+            images += [TextPart(f"Images of the result of the tool call {message.tool_call_id}:"), *pictures]
+    if images:
+        made.append({"role": "user", "content": images})
+    return made
 
 
 def _limit_name(model: Model) -> str:
@@ -99,7 +137,7 @@ class OpenAIChat:
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
         """See ports.ModelProvider."""
-        decoder = ChatDecoder(self._provider.id, request.model.id, self._redact)
+        decoder = ChatDecoder(self._provider.id, request.model.id, self._redact, tools=bool(request.tools))
         try:
             async with await self._open(request) as response:
                 kind = response.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()

@@ -1,4 +1,5 @@
-"""The agents' workspaces, for clients that look after them: read and write a file, make a folder, move one aside. Imports core and storage.workspace.
+"""The agents' workspaces, for clients that look after them: read and write a file, make a folder, move one aside. Imports core, net and
+storage.workspace.
 
 A workspace is written by the model as well: no symlink leads out of it, also not one that is swapped in between check and use. A file is replaced as
 a whole and durably. Everything that touches the disk runs in a thread.
@@ -8,8 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
-import stat
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,7 +18,8 @@ from twisted.logger import Logger
 from mayros.core.ports import AgentFile
 from mayros.errors import InvalidRequest, StorageUnavailable
 from mayros.net.files import sync_directory
-from mayros.storage.workspace import enter, open_inside, seed
+from mayros.net.rooted import enter, open_inside
+from mayros.storage.workspace import seed
 
 log = Logger()
 
@@ -117,36 +117,8 @@ def _read(root: str, name: str) -> AgentFile:
 
 
 def _write(root: str, name: str, data: bytes, text: str) -> AgentFile:
-    os.makedirs(root, 0o700, exist_ok=True)
-    folder, leaf = enter(root, name)
-    try:
-        _refuse_other(folder, leaf)
-        beside = f".{leaf}.{secrets.token_hex(6)}.tmp"
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(descriptor, 0o600)
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
-                status = os.fstat(descriptor)
-            os.rename(beside, leaf, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
-            os.unlink(beside, dir_fd=folder)
-            raise
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return _described(name, os.path.join(root, name), status, text)
-
-
-def _refuse_other(folder: int, leaf: str) -> None:
-    try:
-        status = os.stat(leaf, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file")
+    with enter(root, name, make=True) as place:
+        return _described(name, os.path.join(root, name), place.replace(data), text)
 
 
 def _place(workspace: str, state: str, home: str) -> str:

@@ -141,3 +141,26 @@ device_requests = sa.Table(
     sa.Index("device_requests_device", "device_id", unique=True),
     sqlite_with_rowid=False,
 )
+
+#: Which programs agents may run without asking; `pattern` is a glob.
+exec_allowlist = sa.Table(
+    "exec_allowlist",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("agent_id", sa.Text, nullable=False),
+    sa.Column("pattern", sa.Text, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("last_used_ms", sa.BigInteger),
+    sa.Column("last_command", sa.Text),
+    sa.Column("last_resolved", sa.Text),
+    sqlite_with_rowid=False,
+)
+
+#: What else is kept of the rules for commands, by agent, as JSON.
+exec_policy = sa.Table(
+    "exec_policy",
+    metadata,
+    sa.Column("agent_id", sa.Text, primary_key=True),
+    sa.Column("json", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)

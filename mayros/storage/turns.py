@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 import msgspec
@@ -20,6 +20,7 @@ from twisted.logger import Logger
 
 from mayros.core.keys import SessionKey
 from mayros.core.ports import Claim, EntryMeta, History, Lease, RunResult, Turn
+from mayros.core.repair import repair
 from mayros.errors import ServerShutdown, StorageUnavailable
 from mayros.messages import Message, pack
 from mayros.storage.database import Call, Database, Rows
@@ -35,6 +36,7 @@ T = TypeVar("T")
 
 HISTORY_BYTES = 32 << 20
 _encode = msgspec.json.Encoder().encode
+_ASSISTANT = '{"role":"assistant"'
 #: How the assistant message of a turn without any text is kept: such a turn stays in the transcript and out of prompts.
 NO_TEXT = bytes(pack(Message("assistant", ""))).decode()
 
@@ -121,7 +123,7 @@ class SqlTurnStore:
         session_id, settings, label = session
         rows = connection.exec_driver_sql(statements.select_entries, (session_id,)).all()
         without_text = {run_id for _, run_id, body in rows if body == NO_TEXT}
-        messages = tuple(msgspec.Raw(body.encode()) for _, run_id, body in rows if run_id not in without_text)
+        messages = repair(msgspec.Raw(body.encode()) for _, run_id, body in rows if run_id not in without_text)
         return History(session_id, rows[-1][0] if rows else None, messages, read_settings(settings, label))
 
     def session_id(self, session: SessionKey) -> str:
@@ -152,13 +154,14 @@ class SqlTurnStore:
         self._database.submit(cast(Call, function), settled)
         return done
 
-    def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease) -> Deferred[None]:
+    def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease, said: Sequence[msgspec.Raw] = ()) -> Deferred[None]:
         """Record the turn; fires when it is on disk. Cancelling stops the waiting, not the turn. Fails with StorageUnavailable.
 
+        `said`: what the run made; without it, the result's text.
         The fence of `lease` has nothing to guard here: this process is the only writer.
         """
         try:
-            rows, after = self._rows(turn, history, result)
+            rows, after = self._rows(turn, history, result, said)
         except (ValueError, TypeError, msgspec.MsgspecError) as error:
             log.error("Store: a turn could not be written down: {cause}", cause=cause(error))
             self._owe(turn, result)
@@ -204,7 +207,7 @@ class SqlTurnStore:
             sql, row = self._database.statements.finish_claim, _claim_row(turn.claim, result)
             self._database.owed[turn.claim.scope, turn.claim.key] = lambda connection: connection.exec_driver_sql(sql, row)
 
-    def _rows(self, turn: Turn, history: History, result: RunResult) -> tuple[Rows, History]:
+    def _rows(self, turn: Turn, history: History, result: RunResult, said: Sequence[msgspec.Raw]) -> tuple[Rows, History]:
         """What the turn writes, and the history after it."""
         session_id, parent, run_id, usage = history.session_id, history.leaf, turn.run_id, result.usage
         next_id = max(self._last_id + 1, result.ended_at_ms << 20)
@@ -214,12 +217,18 @@ class SqlTurnStore:
         for body in bodies:
             rows.append((next_id, session_id, parent, run_id, "message", body.decode(), None, result.started_at_ms))
             parent, next_id = next_id, next_id + 1
-        answer = pack(Message("assistant", result.text))
         meta = EntryMeta(
             result.outcome, result.finish_reason, usage, result.provider, result.model, turn.door, turn.metadata or None, result.error_code
         )
-        rows.append((next_id, session_id, parent, run_id, "message", bytes(answer).decode(), _encode(meta).decode(), result.ended_at_ms))
-        self._last_id = next_id
+        answer = said or (pack(Message("assistant", result.text)),)
+        made = [bytes(message).decode() for message in answer]
+        # How it ended is told beside the last message that the model wrote: a run may have been ended while its calls were made.
+        last = max((place for place, body in enumerate(made) if body.startswith(_ASSISTANT)), default=len(made) - 1)
+        for place, message in enumerate(made):
+            note = _encode(meta).decode() if place == last else None
+            rows.append((next_id, session_id, parent, run_id, "message", message, note, result.ended_at_ms))
+            parent, next_id = next_id, next_id + 1
+        self._last_id = leaf = next_id - 1
         session = (
             str(turn.session),
             turn.session.agent_id,
@@ -232,10 +241,10 @@ class SqlTurnStore:
             usage.output,
         )
         messages = history.messages
-        if result.text and not turn.stateless:
-            messages = (*messages, *map(msgspec.Raw, bodies), answer)
+        if (said or result.text) and not turn.stateless:
+            messages = (*messages, *map(msgspec.Raw, bodies), *answer)
         return Rows(session, rows, None if turn.claim is None else _claim_row(turn.claim, result)), History(
-            session_id, next_id, messages, history.settings
+            session_id, leaf, messages, history.settings
         )
 
     @property

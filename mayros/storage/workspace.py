@@ -1,4 +1,4 @@
-"""The agents' own files for the prompt, and the starter files of a new workspace. Imports core.ports, core.routing.
+"""The agents' own files for the prompt, and the starter files of a new workspace. Imports core.ports, core.routing, net.rooted.
 
 Reading happens in a thread, at most once a second for each workspace; whoever asks meanwhile shares it. Files that did not change give the
 same tuple again, so a prompt made from it can be kept by identity. A workspace is written by the model as well as by its owner: only regular
@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mayros.core.ports import Clock, WorkspaceFile
 from mayros.core.routing import Agent
+from mayros.net.rooted import enter, open_inside
 
 log = Logger()
 
 #: In prompt order; of each group the first that is there.
 FILES: tuple[tuple[str, ...], ...] = (("AGENTS.md",), ("MAYROS.md", "SOUL.md"), ("TOOLS.md",), ("IDENTITY.md",), ("USER.md",))
+#: Once in a new workspace; the model deletes it. In a prompt only where it is there.
+BOOTSTRAP = "BOOTSTRAP.md"
+STATE = os.path.join(".mayros", "workspace-state.json")
 MAX_BYTES = 2 << 20
+MAX_STATE = 64 << 10
 CHECK_SECONDS = 1.0
 
 #: Written by `seed`; together under 300 tokens, for the embedded model reads slowly.
@@ -59,6 +65,18 @@ Role: personal assistant
 Write here who you are, how to address you, and what matters to you.
 """,
 }
+
+BOOTSTRAP_TEXT = """\
+# First run
+
+This workspace is new. In your first conversation, before other things:
+
+1. Ask who the user is, how to address them, and what they want help with. Write it to USER.md.
+2. Agree on your name, character and tone. Write them to IDENTITY.md and MAYROS.md.
+3. Then delete this file: it is for once only.
+
+One question at a time; when the user wants something else, do that first.
+"""
 
 
 #: Runs a function in a thread: Twisted's `deferToThread`, or a test's own.
@@ -130,7 +148,7 @@ def _look(root: str, known: _Snapshot | None) -> _Snapshot:
     descriptors: dict[str, int] = {}
     stamps: list[_Stamp] = []
     try:
-        for number, name in enumerate(name for names in FILES for name in names):
+        for number, name in enumerate(name for names in (*FILES, (BOOTSTRAP,)) for name in names):
             try:
                 descriptors[name] = descriptor = open_inside(root, name)
                 status = os.fstat(descriptor)
@@ -145,6 +163,8 @@ def _look(root: str, known: _Snapshot | None) -> _Snapshot:
         for names in FILES:
             name = next((name for name in names if name in descriptors), names[0])
             files.append(WorkspaceFile(name, os.path.join(root, name), _text(descriptors[name])) if name in descriptors else _missing(root, name))
+        if BOOTSTRAP in descriptors:
+            files.append(WorkspaceFile(BOOTSTRAP, os.path.join(root, BOOTSTRAP), _text(descriptors[BOOTSTRAP])))
         return _Snapshot(tuple(stamps), tuple(files))
     finally:
         for descriptor in descriptors.values():
@@ -153,48 +173,6 @@ def _look(root: str, known: _Snapshot | None) -> _Snapshot:
 
 def _why(error: OSError) -> str:
     return error.strerror or str(error)
-
-
-def enter(root: str, name: str) -> tuple[int, str]:
-    """A descriptor of the folder in which a file of a workspace stands, and its name there; symlinks within `root` are followed. Raises OSError."""
-    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        parts = [name]
-        if _is_link(folder, name):
-            inside = os.path.realpath(root)
-            target = os.path.realpath(os.path.join(root, name))
-            if os.path.commonpath((inside, target)) != inside:
-                raise PermissionError(errno.EPERM, "it is a symlink that leaves the workspace")
-            parts = os.path.relpath(target, inside).split(os.sep)
-        # Part by part and following nothing: what was checked above may have been replaced since.
-        for part in parts[:-1]:
-            deeper = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-            os.close(folder)
-            folder = deeper
-    except BaseException:
-        os.close(folder)
-        raise
-    return folder, parts[-1]
-
-
-def _is_link(folder: int, name: str) -> bool:
-    try:
-        return stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
-        return False
-
-
-def open_inside(root: str, name: str) -> int:
-    """A descriptor of a regular file inside `root`, for reading. Raises OSError."""
-    folder, leaf = enter(root, name)
-    try:
-        descriptor = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    finally:
-        os.close(folder)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    return descriptor
 
 
 def _text(descriptor: int) -> str | None:
@@ -210,12 +188,43 @@ def _text(descriptor: int) -> str | None:
 
 
 def seed(workspace: str) -> list[str]:
-    """Write the starter files into a workspace that has none of the files; the names written. Never overwrites. Raises OSError."""
+    """Write the starter files into a workspace that has none of the files, and the first-run ritual if it never had that; the names written.
+
+    Never overwrites. Raises OSError.
+    """
     os.makedirs(workspace, mode=0o700, exist_ok=True)
+    state = _state(workspace)
     if any(os.path.lexists(os.path.join(workspace, name)) for names in FILES for name in names):
+        if "bootstrapSeededAt" in state and "onboardingCompletedAt" not in state and not os.path.lexists(os.path.join(workspace, BOOTSTRAP)):
+            _keep(workspace, {**state, "onboardingCompletedAt": _now()})
         return []
-    for name, text in STARTER_FILES.items():
+    starter = dict(STARTER_FILES)
+    if "bootstrapSeededAt" not in state and not os.path.lexists(os.path.join(workspace, BOOTSTRAP)):
+        # Told before it is done: after a crash in between there is no ritual, rather than two.
+        _keep(workspace, {**state, "bootstrapSeededAt": _now()})
+        starter[BOOTSTRAP] = BOOTSTRAP_TEXT
+    for name, text in starter.items():
         descriptor = os.open(os.path.join(workspace, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-    return list(STARTER_FILES)
+    return list(starter)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _state(workspace: str) -> dict[str, Any]:
+    """What is known of the workspace's beginning; nothing where it cannot be read."""
+    try:
+        with enter(workspace, STATE) as place:
+            data, _ = place.read(MAX_STATE)
+        found = msgspec.json.decode(data)
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _keep(workspace: str, state: dict[str, Any]) -> None:
+    with enter(workspace, STATE, make=True) as place:
+        place.replace(msgspec.json.format(msgspec.json.encode({"version": 1, **state})) + b"\n")

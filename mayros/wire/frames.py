@@ -25,6 +25,8 @@ MAX_PAYLOAD, MAX_FIRST_PAYLOAD, MAX_BUFFERED = 26_214_400, 65_536, 52_428_800
 TICK_MS = 30_000
 #: Nesting of a frame; strings and containers in it (looked at only when it has more than MAX_DEPTH brackets).
 MAX_DEPTH, MAX_TOKENS = 64, 200_000
+#: Most bytes of one parameter that is not a single text.
+MAX_STRUCTURE = 1 << 20
 #: Longest request id, in characters: ids are kept while their requests run.
 MAX_ID = 1024
 _SHOWN_NAMES, _SHOWN_CHARS = 8, 64
@@ -189,6 +191,7 @@ _WORDS: Sequence[tuple[re.Pattern[str], str]] = (
     (re.compile(r"Expected `str` of length <= (\d+)"), "must NOT have more than {0} characters"),
     (re.compile(r"Expected `int(?: \| null)?` (>=|<=) (-?\d+)"), "must be {0} {1}"),
     (re.compile(r"Object missing required field `(\w+)`"), "must have required property '{0}'"),
+    (re.compile(r"Object contains unknown field `([^`]{1,64})"), "unexpected property '{0}'"),
     (re.compile(r"Invalid enum value"), "must be equal to one of the allowed values"),
 )
 
@@ -232,6 +235,10 @@ def parse_params(kind: type[Params], params: msgspec.Raw, method: str) -> Params
         problems = [f"must have required property '{name}'" for name in required if name not in parts]
         unknown = [name[:_SHOWN_CHARS] for name in parts if name not in known][:_SHOWN_NAMES]
         problems += [f"at root: unexpected property '{name}'" for name in unknown]
+        # Only one long text is cheap to read; a million small values would hold everybody up.
+        problems += [
+            f"at /{name}: is too large" for name, part in parts.items() if len(part) > MAX_STRUCTURE and bytes(part)[:1] != b'"' and name in known
+        ]
         if not problems:
             return msgspec.json.decode(params, type=kind)
     except msgspec.ValidationError as error:

@@ -13,11 +13,12 @@ import msgspec
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from mayros.core.ports import Clock, Runs
+from mayros.core.ports import Clock, Run, Runs
 from mayros.wire.frames import MAX_PAYLOAD, TICK_MS, event_head, frame_head, text_frame
 from mayros.ws.feed import RunFeed
 from mayros.ws.presence import Presence
 from mayros.ws.streams import chat_final
+from mayros.ws.toolfeed import ToolFeed, Verbose
 
 if TYPE_CHECKING:
     from mayros.ws.context import Link
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 log = Logger()
 
 #: Everything that clients may get to hear; `hello-ok` says so.
-EVENTS = ("connect.challenge", "agent", "chat", "presence", "tick", "shutdown", "health", "device.pair.requested", "device.pair.resolved")
+EVENTS = (
+    *("connect.challenge", "agent", "chat", "presence", "tick", "shutdown", "health"),
+    *("device.pair.requested", "device.pair.resolved", "exec.approval.requested", "exec.approval.resolved"),
+)
 #: Waiting bytes from which a client counts as slow: it misses what may be missed, and deltas are merged.
 SLOW_BYTES = 262_144
 READ = "operator.read"
@@ -77,11 +81,20 @@ class Peer:
 
 
 class Broadcaster:
-    """Knows every connection. `health` gives the answer of the method `health`."""
+    """Knows every connection. `health` gives the answer of the method `health`, `verbose` the verbose level of a session."""
 
-    def __init__(self, runs: Runs, clock: Clock, now_ms: Callable[[], int], health: Callable[[], Mapping[str, object]], presence: Presence) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        clock: Clock,
+        now_ms: Callable[[], int],
+        health: Callable[[], Mapping[str, object]],
+        presence: Presence,
+        verbose: Verbose | None = None,
+    ) -> None:
         self._clock, self._now_ms, self._health, self._presence = clock, now_ms, health, presence
-        self._feed = RunFeed(runs, clock, now_ms, self._send)
+        self._tools = ToolFeed(runs, now_ms, verbose)
+        self._feed = RunFeed(runs, clock, now_ms, self._send, self._tools)
         self._all: set[Subscriber] = set()
         self._peers: dict[Subscriber, Peer] = {}
         self._timer: IDelayedCall | None = None
@@ -128,6 +141,16 @@ class Broadcaster:
         peer = self._peers.get(subscriber)
         if peer is not None and (peer.behind or peer.missed):
             self._feed.drained(peer)
+
+    def anyone(self, scope: str) -> bool:
+        """Whether a client is connected that has the scope."""
+        return any(subscriber.may(scope) for subscriber in self._peers)
+
+    def follow_tools(self, subscriber: Subscriber, run: Run) -> None:
+        """The client, which has started the run and wants to hear of its tools, hears of them until the run ends."""
+        peer = self._peers.get(subscriber)
+        if peer is not None and subscriber.may(READ):
+            self._tools.follow(peer, run)
 
     def presence_changed(self) -> None:
         """Somebody left: tell all who is here, soon, and not too often when many leave."""

@@ -20,6 +20,7 @@ from mayros.wire.frames import MAX_BUFFERED, MAX_PAYLOAD, PROTOCOL_MAX, PROTOCOL
 from mayros.ws.broadcast import EVENTS
 from mayros.ws.context import Gateway
 from mayros.ws.credentials import Refused, Secrets, control_ui, prove, refused
+from mayros.ws.toolfeed import TOOL_EVENTS
 
 __all__ = ["Admitted", "Refused", "Source", "hello", "judge", "known_client"]
 
@@ -29,6 +30,8 @@ PREFIXES = ("mayros-", "openclaw-")
 CLIENT_IDS = frozenset(("webchat-ui", "webchat", "cli", "gateway-client", "node-host", "test", "fingerprint"))
 #: Programs that are run by whoever has the secret, and have no device: id and mode.
 LOCAL_PROGRAMS = frozenset((("cli", "cli"), ("gateway-client", "backend")))
+#: What clients may want besides; other caps are dropped.
+CAPS = frozenset((TOOL_EVENTS,))
 _MAX_CLIENT_ID = 64
 
 
@@ -41,6 +44,7 @@ class Admitted(msgspec.Struct, frozen=True):
     principal: Principal
     client: Client
     device_id: str | None = None
+    caps: frozenset[str] = frozenset()
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -71,7 +75,7 @@ async def judge(gateway: Gateway, params: Connect, source: Source) -> tuple[Admi
     else:
         scopes, device_id = frozenset(asked), params.device.id
         grant = await _with_device(gateway, params, params.device, role, asked, secrets, source)
-    return Admitted(protocol, role, scopes, Principal("owner", scopes), params.client, device_id), grant
+    return Admitted(protocol, role, scopes, Principal("owner", scopes), params.client, device_id, CAPS.intersection(params.caps)), grant
 
 
 def known_client(client_id: str) -> bool:

@@ -13,9 +13,13 @@ from twisted.internet.defer import Deferred, DeferredLock
 
 from mayros.config.schema import AuthMode
 from mayros.core.address import Address
+from mayros.core.approvals import Approvals
 from mayros.core.devices import Devices
+from mayros.core.exec_rules import ExecRules
 from mayros.core.ports import AgentFiles, Clock, ConfigControl, Idempotency, Lanes, Run, RunResult, Runs, Sessions
+from mayros.core.toolbox import LocalToolbox
 from mayros.wire.frames import MAX_BUFFERED
+from mayros.ws.approvals import Approvers
 from mayros.ws.broadcast import Broadcaster
 from mayros.ws.methods.health import health_payload
 from mayros.ws.outbox import SendBudget
@@ -83,6 +87,8 @@ class Gateway:
     lanes: Lanes
     agent_files: AgentFiles
     devices: Devices
+    approvals: Approvals
+    exec_rules: ExecRules
     clock: Clock
     now_ms: Callable[[], int]
     monotonic: Callable[[], float]
@@ -90,6 +96,7 @@ class Gateway:
     version: str
     host: str
     started_ms: int
+    toolbox: LocalToolbox = field(default_factory=lambda: LocalToolbox(()))
     presence: Presence = field(init=False)
     broadcaster: Broadcaster = field(init=False)
     budget: SendBudget = field(init=False)
@@ -105,9 +112,15 @@ class Gateway:
 
     def __post_init__(self) -> None:
         self.presence = Presence(self.host, self.version)
-        self.broadcaster = Broadcaster(self.runs, self.clock, self.now_ms, self.health_payload, self.presence)
+        self.broadcaster = Broadcaster(self.runs, self.clock, self.now_ms, self.health_payload, self.presence, self._verbose)
         self.devices.audience = self.device_connections = DeviceConnections(self.broadcaster, self.clock)
+        self.approvals.audience = Approvers(self.broadcaster)
         self.budget = SendBudget(self.config.current.config.gateway.limits.send_budget, MAX_BUFFERED)
+
+    async def _verbose(self, session: str) -> str | None:
+        """How much clients have asked to hear of what the session's tools do."""
+        row = await self.sessions.get(session)
+        return None if row is None else row.settings.verbose_level
 
     def health_payload(self) -> dict[str, object]:
         """The answer of `health`."""

@@ -16,7 +16,7 @@ import msgspec
 from mayros.config.describe import DIALECT, schema_of
 from mayros.wire.frames import MAX_PAYLOAD, PROTOCOL_MAX, PROTOCOL_MIN, Connect, Count, ErrorShape, Request
 from mayros.ws.broadcast import EVENTS
-from mayros.ws.methods import agent, agents, chat, config, devices, files, history, models, presence, sessions, status, wait
+from mayros.ws.methods import agent, agents, approvals, chat, config, devices, files, history, models, presence, sessions, status, tools, wait
 from mayros.ws.methods.table import METHODS
 
 
@@ -69,6 +69,7 @@ PARAMS: Mapping[str, type[msgspec.Struct]] = {
     "sessions.reset": sessions.ResetParams,
     "sessions.delete": sessions.DeleteParams,
     "models.list": models.ModelsListParams,
+    "tools.catalog": tools.CatalogParams,
     "agents.list": agents.AgentsListParams,
     "agents.create": agents.AgentsCreateParams,
     "agents.update": agents.AgentsUpdateParams,
@@ -84,6 +85,12 @@ PARAMS: Mapping[str, type[msgspec.Struct]] = {
     "device.pair.remove": devices.DeviceParams,
     "device.token.rotate": devices.RotateParams,
     "device.token.revoke": devices.TokenParams,
+    "exec.approval.request": approvals.RequestParams,
+    "exec.approval.waitDecision": approvals.WaitParams,
+    "exec.approval.resolve": approvals.ResolveParams,
+    "exec.approval.list": approvals.NoParams,
+    "exec.approvals.get": approvals.NoParams,
+    "exec.approvals.set": approvals.SetParams,
     "system-presence": presence.NoParams,
     "last-heartbeat": presence.NoParams,
 }

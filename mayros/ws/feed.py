@@ -4,7 +4,7 @@
                                                    --> at most every 150 ms one `chat` event
 
 Runs are watched only while somebody with `operator.read` is connected. Nobody slows a run: while much waits for a client, the deltas of a run
-are merged for it (its text is cumulative anyway) until it has caught up, and `chat` deltas are left out.
+are merged for it (its text is cumulative anyway) until it has caught up, and `chat` deltas are left out. What tools do is told by toolfeed.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from twisted.logger import Logger
 
 from mayros.core.ports import Clock, Run, Runs
 from mayros.errors import RunTimeout
-from mayros.events import Event, ReasoningDelta, RunEnded, RunStarted, TextDelta
+from mayros.events import Event, ReasoningDelta, RunEnded, RunStarted, TextDelta, ToolFinished, ToolStarted, ToolUpdate
 from mayros.ws.streams import RunStream, Track
+from mayros.ws.toolfeed import ToolFeed
 
 if TYPE_CHECKING:
     from mayros.ws.broadcast import Peer
@@ -29,10 +30,12 @@ CHAT_SECONDS = 0.15
 
 
 class RunFeed:
-    """Watches the runs. `send` takes an event, its payload and who gets it."""
+    """Watches the runs. `send` takes an event, its payload and who gets it; `tools` tells what tools do."""
 
-    def __init__(self, runs: Runs, clock: Clock, now_ms: Callable[[], int], send: Callable[[str, bytes, Collection[Peer]], None]) -> None:
-        self._runs, self._clock, self._now_ms, self._send = runs, clock, now_ms, send
+    def __init__(
+        self, runs: Runs, clock: Clock, now_ms: Callable[[], int], send: Callable[[str, bytes, Collection[Peer]], None], tools: ToolFeed
+    ) -> None:
+        self._runs, self._clock, self._now_ms, self._send, self._tools = runs, clock, now_ms, send, tools
         self._readers: dict[Peer, None] = {}
         self._streams: dict[str, RunStream] = {}
         self._stops: dict[str, str] = {}
@@ -55,6 +58,7 @@ class RunFeed:
     def left(self, peer: Peer) -> None:
         """He is gone."""
         self._readers.pop(peer, None)
+        self._tools.left(peer)
         if not self._readers and self._unwatch is not None:
             self._unwatch()
             self._unwatch = None
@@ -108,6 +112,9 @@ class RunFeed:
             elif isinstance(event, RunEnded):
                 self._settle(stream)
                 self._end(stream, event, run.text)
+            elif isinstance(event, ToolStarted | ToolUpdate | ToolFinished) and self._tools.followed(run_id):
+                self._tell(stream)
+                self._tools.tell(stream, str(run.turn.session), event)
         if stream.grown and not waits:
             self._grown.append(stream)
             if self._turn is None:
@@ -186,6 +193,7 @@ class RunFeed:
         self._streams.pop(run_id, None)
         stopped = self._stops.pop(run_id, "rpc")
         reason = "timeout" if isinstance(event.error, RunTimeout) else stopped
+        self._tools.ended(stream)
         self._send("agent", stream.ended(event, now_ms), self.readers)
         self._send("chat", stream.chat_end(event, text, reason, now_ms), self.readers)
         for peer in self._readers:

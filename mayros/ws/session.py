@@ -25,13 +25,14 @@ from twisted.python.failure import Failure
 from mayros.core.address import Address
 from mayros.core.auth import grants
 from mayros.core.device_tokens import Grant
-from mayros.core.ports import Principal
+from mayros.core.ports import Principal, Run
 from mayros.errors import GatewayError, InvalidRequest, Unavailable
 from mayros.wire import frames
 from mayros.wire.frames import ErrorShape, NotARequest, NotJson, Request
 from mayros.ws.connect import Admitted, Refused, Source, hello, judge
 from mayros.ws.context import Gateway, Link
 from mayros.ws.methods.table import METHODS, Handler
+from mayros.ws.toolfeed import TOOL_EVENTS
 
 log = Logger()
 
@@ -72,6 +73,11 @@ class Session:
     def may(self, scope: str) -> bool:
         """Whether the client has a scope: literally, by `operator.admin`, or read by write."""
         return grants(self.principal.scopes, scope)
+
+    def started(self, run: Run) -> None:
+        """The client has started a run, or asked for it again: it hears of its tools, if it said that it wants to."""
+        if self.admitted is not None and TOOL_EVENTS in self.admitted.caps:
+            self.gateway.broadcaster.follow_tools(self, run)
 
     def opened(self) -> None:
         """The socket is open: challenge the client."""

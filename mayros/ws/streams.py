@@ -11,7 +11,7 @@ import msgspec
 from twisted.internet.interfaces import IDelayedCall
 
 from mayros.errors import GatewayError
-from mayros.events import RunEnded
+from mayros.events import RunEnded, ToolFinished, ToolStarted, ToolUpdate
 from mayros.wire.frames import MAX_PAYLOAD
 
 #: Largest text in a payload: the rest of its frame is less than what is left of the largest message.
@@ -23,6 +23,7 @@ OVERSIZED = b'"__mayros":{"truncated":true,"reason":"oversized"}'
 _SILENT = "NO_REPLY"
 
 _encode = msgspec.json.Encoder().encode
+_check = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def speaks(text: str) -> bool:
@@ -116,6 +117,22 @@ class RunStream:
             data["error"] = _message(event.error)
         return self._lifecycle(data, now_ms)
 
+    def tool(self, event: ToolStarted | ToolUpdate | ToolFinished, full: bool, now_ms: int) -> bytes:
+        """`agent`: a tool begins, goes on or has ended. `full`: what it put out is told too."""
+        self.seq += 1
+        about = b'"name":%b,"toolCallId":%b' % (_encode(event.name), _encode(event.call_id))
+        data: tuple[bytes, ...]
+        if isinstance(event, ToolStarted):
+            arguments = _json_of(event.arguments)
+            shown: tuple[bytes, ...] = (arguments,) if len(arguments) <= MAX_TEXT else (b"{},", OVERSIZED)
+            data = (b'{"phase":"start",', about, b',"args":', *shown, b"}")
+        elif isinstance(event, ToolUpdate):
+            data = (b'{"phase":"update",', about, *(_output(b"partialResult", event.text) if full else ()), b"}")
+        else:
+            error = b',"isError":true' if event.is_error else b',"isError":false'
+            data = (b'{"phase":"result",', about, error, *(_output(b"result", event.text) if full else ()), b"}")
+        return self._agent(b"tool", data, self.seq, now_ms)
+
     def _lifecycle(self, data: dict[str, object], now_ms: int) -> bytes:
         self.seq += 1
         return self._agent(b"lifecycle", (_encode(data),), self.seq, now_ms)
@@ -150,6 +167,21 @@ class RunStream:
 
     def _chat(self, state: bytes, seq: int, rest: Sequence[bytes | bytearray]) -> bytes:
         return b"".join((self._ids, self._session, b'%d,"state":"%b"' % (seq, state), *rest, b"}"))
+
+
+def _json_of(arguments: str) -> bytes:
+    """A call's arguments; as a string where they are no JSON."""
+    try:
+        return bytes(_check(arguments or "{}"))
+    except (msgspec.DecodeError, RecursionError):
+        return _encode(arguments)
+
+
+def _output(key: bytes, text: str) -> tuple[bytes, ...]:
+    """What a tool put out, as one more key."""
+    inside = _encode(text)[1:-1]
+    shown, marker = (inside, b"") if len(inside) <= MAX_TEXT else (OMITTED, b"," + OVERSIZED)
+    return b',"%b":{"content":[{"type":"text","text":"' % key, shown, b'"}]}', marker
 
 
 def _message_of(text: bytes | bytearray, now_ms: int) -> tuple[bytes | bytearray, ...]:

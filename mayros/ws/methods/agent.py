@@ -127,6 +127,7 @@ async def _run(session: Session, request_id: str, turn: Turn, renewal: Command |
 
     work, fresh = await obtain(gateway, f"ws:agent:{principal.id}", turn.run_id, str(turn.session), digest, start)
     if not isinstance(work, RunResult):
+        session.started(work)
         if not fresh:
             accepted()
         work = await work.ended()

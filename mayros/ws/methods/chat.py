@@ -126,6 +126,8 @@ async def _send(session: Session, request_id: str, turn: Turn, command: Command 
         if begun:
             return  # it was answered; the failure was told in an event
         raise
+    if not isinstance(work, RunResult):
+        session.started(work)
     if fresh:
         return
     if not isinstance(work, RunResult):

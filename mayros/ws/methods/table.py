@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mayros.wire.frames import Request
 from mayros.ws.methods.agent import agent
 from mayros.ws.methods.agents import agents_create, agents_delete, agents_list, agents_update
+from mayros.ws.methods.approvals import approval_list, approval_request, approval_resolve, approval_wait, approvals_get, approvals_set
 from mayros.ws.methods.chat import chat_abort, chat_inject, chat_send
 from mayros.ws.methods.config import config_get, config_schema
 from mayros.ws.methods.devices import pair_approve, pair_list, pair_reject, pair_remove, token_revoke, token_rotate
@@ -18,6 +19,7 @@ from mayros.ws.methods.models import models_list
 from mayros.ws.methods.presence import last_heartbeat, system_presence
 from mayros.ws.methods.sessions import sessions_delete, sessions_list, sessions_patch, sessions_reset, sessions_resolve
 from mayros.ws.methods.status import status
+from mayros.ws.methods.tools import tools_catalog
 from mayros.ws.methods.wait import agent_identity_get, agent_wait
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ METHODS: Mapping[str, Method] = {
     "sessions.reset": Method("operator.admin", sessions_reset),
     "sessions.delete": Method("operator.admin", sessions_delete),
     "models.list": Method("operator.read", models_list),
+    "tools.catalog": Method("operator.read", tools_catalog),
     "agents.list": Method("operator.read", agents_list),
     "agents.create": Method("operator.admin", agents_create),
     "agents.update": Method("operator.admin", agents_update),
@@ -66,6 +69,12 @@ METHODS: Mapping[str, Method] = {
     "device.pair.remove": Method("operator.pairing", pair_remove),
     "device.token.rotate": Method("operator.pairing", token_rotate),
     "device.token.revoke": Method("operator.pairing", token_revoke),
+    "exec.approval.request": Method("operator.approvals", approval_request),
+    "exec.approval.waitDecision": Method("operator.approvals", approval_wait),
+    "exec.approval.resolve": Method("operator.approvals", approval_resolve),
+    "exec.approval.list": Method("operator.approvals", approval_list),
+    "exec.approvals.get": Method("operator.admin", approvals_get),
+    "exec.approvals.set": Method("operator.admin", approvals_set),
     "system-presence": Method("operator.read", system_presence),
     "last-heartbeat": Method("operator.read", last_heartbeat),
 }

@@ -1,0 +1,74 @@
+"""The rounds of tool calls of one run: how many there are, whether they get anywhere, when the model has the last word. Imports acting and calls."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+
+import msgspec
+from twisted.logger import Logger
+
+from mayros.core.acting import Batch, Host, Redact, Surroundings
+from mayros.core.calls import Call, Reply, judge, read_calls, used_ids
+from mayros.core.ports import ResultStore, Tool, Turn
+from mayros.core.repeats import Repeats
+from mayros.errors import GatewayError, LoopDetected, TooManyRounds
+from mayros.events import Event
+
+log = Logger()
+
+MOST_ROUNDS = 50
+_USED_UP = f"Not made: this run has used up its {MOST_ROUNDS} rounds of tool calls. Say now what you have found and what is left to do."
+_TOLD = "Not made: you were told to stop calling tools. The run is ended."
+
+
+class Rounds:
+    """Made with the first model turn that may call; `messages` is the conversation so far, for the ids in it."""
+
+    def __init__(self, turn: Turn, host: Host, redact: Redact, results: ResultStore | None, messages: Sequence[msgspec.Raw]) -> None:
+        self._turn, self._host, self._redact, self._results, self._messages = turn, host, redact, results, messages
+        self._repeats = Repeats() if turn.agent.loop_detection.enabled else None
+        self._ids: set[str] | None = None
+        self._count = 0
+        #: How the run ends if the model calls again.
+        self._last_word: GatewayError | None = None
+        self._said, self._calls = "", list[Call]()
+        #: Whether the run has said anything.
+        self.spoken = False
+        #: What the last round adds to the prompt.
+        self.new: Sequence[msgspec.Raw] = ()
+
+    def read(self, reply: Reply, offered: Mapping[str, Tool], why_not: Callable[[str], str | None]) -> bool:
+        """Take a model turn. Whether it has calls to be made."""
+        self._said = reply.text
+        self.spoken = self.spoken or bool(self._said)
+        if self._ids is None and reply.calling:
+            self._ids = used_ids(self._messages)
+        self._calls = read_calls(reply, offered, why_not, self._ids) if self._ids is not None else []
+        return bool(self._calls)
+
+    async def make(self, window: int, images: bool) -> AsyncGenerator[list[Event], None]:
+        """Make the calls; then `new` has them and their results. Raises LoopDetected or TooManyRounds when the model does not stop."""
+        end, self._count = self._last_word, self._count + 1
+        if end is not None:
+            self._refuse(_TOLD)
+        elif self._count > MOST_ROUNDS:
+            self._last_word = TooManyRounds()
+            self._refuse(_USED_UP)
+        elif self._repeats is not None and judge(self._calls, self._repeats, self._warn):
+            self._last_word = LoopDetected()
+        around = Surroundings(self._turn, self._host, self._redact, self._results, self._repeats, window, images)
+        batch = Batch(around, self._said, self._calls)
+        async with aclosing(batch.events()) as events:
+            async for event in events:
+                yield event
+        self.new = batch.messages
+        if end is not None:
+            raise end
+
+    def _refuse(self, why: str) -> None:
+        for call in self._calls:
+            call.error = why
+
+    def _warn(self, text: str) -> None:
+        log.warn("run {run_id}: {text}", run_id=self._turn.run_id, text=text)

@@ -1,0 +1,182 @@
+"""Processes found by a variable that they inherit. Imports nothing of ours.
+
+A process can leave its group and its session, and outlive who started it, but it keeps the environment it was started with, which Linux shows in
+/proc/*/environ. Where there is no /proc, nothing is found. The folder is read in a thread: a few hundred processes take some milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+VARIABLE = "MAYROS_EXEC_ID"
+KILL_GRACE = 2.0  # seconds from SIGTERM to SIGKILL, and how long SIGKILL is repeated
+LOOK_EVERY = 0.05
+
+log = Logger()
+
+
+class Reactor(Protocol):
+    """What is used of a reactor here."""
+
+    def seconds(self) -> float: ...
+
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kw: object) -> IDelayedCall: ...
+
+    def callFromThread(self, callable: Callable[..., object], *args: object, **kw: object) -> None: ...
+
+    def getThreadPool(self) -> Any: ...
+
+
+def pause(reactor: Reactor, seconds: float) -> Deferred[None]:
+    """Fires after a while; may be cancelled."""
+    waiting: Deferred[None] = Deferred(lambda _: timer.cancel())
+    timer = reactor.callLater(seconds, waiting.callback, None)
+    return waiting
+
+
+class _Wanted(NamedTuple):
+    prefix: str
+    number: int
+    group: int
+
+
+class Marks:
+    """The marks of one gateway: `<family>.<instance>.<command>`, where the family is the state directory, which one gateway at a time has."""
+
+    def __init__(self, reactor: Reactor, state_dir: str) -> None:
+        self._reactor = reactor
+        try:  # the same path in another container is another gateway's
+            space = os.readlink("/proc/self/ns/pid")
+        except OSError:
+            space = ""
+        family = hashlib.sha256(f"{space}\0{os.path.realpath(state_dir)}".encode()).hexdigest()[:16]
+        self.family = f"{family}."
+        self.instance = f"{self.family}{secrets.token_hex(6)}."
+        self._asked: list[tuple[_Wanted, Deferred[int]]] = []
+        self._looking = False
+
+    def new(self) -> str:
+        """A mark for one more command."""
+        return self.instance + secrets.token_hex(8)
+
+    def look(self, prefix: str, number: int = 0, group: int = 0) -> Deferred[int]:
+        """Send a signal (0: none) to all processes whose mark begins so. How many these are, with those of a process group (0: none); no zombies.
+
+        One look serves all who ask meanwhile.
+        """
+        answer: Deferred[int] = Deferred()
+        self._asked.append((_Wanted(prefix, number, group), answer))
+        if not self._looking:
+            self._begin()
+        return answer
+
+    async def clear(self, prefix: str, grace: float) -> int:
+        """End all processes with such a mark: SIGTERM, and after `grace` seconds SIGKILL. How many there were at first."""
+        deadline = self._reactor.seconds() + grace
+        first = left = await self.look(prefix, signal.SIGTERM)
+        while left:
+            await pause(self._reactor, LOOK_EVERY)
+            now = self._reactor.seconds()
+            left = await self.look(prefix, signal.SIGKILL if now >= deadline else 0)
+            if left and now > deadline + KILL_GRACE:
+                log.warn("{left} processes of a command could not be ended", left=left)
+                break
+        return first
+
+    async def sweep(self, grace: float = KILL_GRACE) -> int:
+        """End what earlier gateways of this state directory left running; how many processes that were."""
+        found = await self._thread(_instances, self.family)
+        return sum([await self.clear(instance, grace) for instance in sorted(found - {self.instance})])
+
+    def _thread(self, function: Callable[..., Any], *args: object) -> Deferred[Any]:
+        reactor: Any = self._reactor
+        return deferToThreadPool(reactor, reactor.getThreadPool(), function, *args)
+
+    def _begin(self) -> None:
+        asked, self._asked = self._asked, []
+        self._looking = True
+
+        def seen(counts: list[int] | Failure) -> None:
+            self._looking = False
+            if self._asked:
+                self._begin()
+            for index, (_, answer) in enumerate(asked):
+                if answer.called:
+                    continue  # nobody waits any more
+                answer.callback(counts if isinstance(counts, Failure) else counts[index])  # a failure makes it fail
+
+        self._thread(_look, [wanted for wanted, _ in asked]).addBoth(seen)
+
+
+def _numbers() -> list[str]:
+    """All processes but this one; none where there is no /proc."""
+    try:
+        names = os.listdir("/proc")
+    except FileNotFoundError:
+        return []
+    own = str(os.getpid())
+    return [name for name in names if name.isdigit() and name != own]
+
+
+def _mark(pid: str) -> str:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            found = b"\0" + file.read()
+    except OSError:  # gone, or another user's
+        return ""
+    _, given, rest = found.partition(f"\0{VARIABLE}=".encode())
+    return rest.partition(b"\0")[0].decode("ascii", "replace") if given else ""
+
+
+def _group(pid: str) -> int:
+    """The process group of a process that is no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, _, group = file.read().rpartition(b")")[2].split()[:3]
+    except (OSError, ValueError):  # gone
+        return 0
+    return 0 if state in (b"Z", b"X") else int(group)
+
+
+def _instances(family: str) -> set[str]:
+    found = [mark for pid in _numbers() if (mark := _mark(pid)).startswith(family)]
+    return {".".join(mark.split(".")[:2]) + "." for mark in found}
+
+
+def _look(asked: Sequence[_Wanted]) -> list[int]:
+    counts = [0] * len(asked)
+    groups = any(wanted.group for wanted in asked)
+    for pid in _numbers():
+        mark, group = _mark(pid), _group(pid) if groups else 0
+        for index, wanted in enumerate(asked):
+            if mark.startswith(wanted.prefix):
+                counts[index] += 1
+                if wanted.number:
+                    _send(pid, mark, wanted.number)
+            elif group and group == wanted.group:
+                counts[index] += 1
+    return counts
+
+
+def _send(pid: str, mark: str, number: int) -> None:
+    """Signal the process that has this mark, and no other that came to have its number."""
+    try:
+        handle = os.pidfd_open(int(pid))
+        try:
+            if _mark(pid) == mark:
+                signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)
+    except OSError:  # it is gone; or it changed its user, and is no longer ours to end
+        pass
