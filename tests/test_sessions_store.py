@@ -349,12 +349,24 @@ class Changes(SessionsTestCase):
         self.assertEqual(found.entries[2], entry)
         self.assertEqual((found.row.turns, found.row.input_tokens), (2, 24))
 
+    async def test_commands_stay_out_of_prompts(self) -> None:
+        """A command and its reply are in the transcript, and the model never sees them."""
+        await self.say("Hello?", "Hi.")
+        await self.sessions.append(ALICE, said("assistant", "Context: 3 tokens"), "r1", EntryMeta(origin="command"))
+        history = await self.store.history(ALICE)
+        self.assertEqual([bytes(message) for message in history.messages], [bytes(said("user", "Hello?")), bytes(said("assistant", "Hi."))])
+        found = await self.sessions.transcript(str(ALICE), 10)
+        assert found is not None
+        self.assertEqual((len(found.entries), history.leaf), (3, found.entries[-1].id))
+
     async def test_append_makes_the_session(self) -> None:
         """The answer to a command may be the first message of a session."""
         first = await self.sessions.append(BOB, said("user", "/help"), "r1", EntryMeta(origin="command"))
         second = await self.sessions.append(BOB, said("assistant", "Commands: ..."), "r1", EntryMeta(origin="command"))
         self.assertLess(first.id, second.id)
-        self.assertEqual(texts(await self.store.history(BOB)), [("user", "/help"), ("assistant", "Commands: ...")])
+        found = await self.sessions.transcript(str(BOB), 10)
+        assert found is not None
+        self.assertEqual([bytes(entry.message) for entry in found.entries], [bytes(said("user", "/help")), bytes(said("assistant", "Commands: ..."))])
         row = await self.sessions.get(str(BOB))
         assert row is not None
         self.assertEqual((row.turns, row.updated_ms, row.last_outcome), (0, self.now, None))

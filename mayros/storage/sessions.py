@@ -20,7 +20,7 @@ from mayros.storage.database import Database
 from mayros.storage.maintenance import purge
 from mayros.storage.settings import read_settings, write_settings
 from mayros.storage.statements import EntryRow
-from mayros.storage.tables import deleted_sessions, entries, session_history, sessions
+from mayros.storage.tables import COMMAND, deleted_sessions, entries, session_history, sessions
 from mayros.storage.turns import SqlTurnStore, wall_ms
 
 _encode = msgspec.json.Encoder().encode
@@ -100,7 +100,8 @@ class SqlSessions:
         def write(connection: sa.Connection) -> None:
             session_id = _ensure(connection, key, new_id, now)
             leaf = connection.execute(sa.select(sa.func.max(entries.c.id)).where(entries.c.session_id == session_id)).scalar()
-            row: EntryRow = (entry.id, session_id, leaf, run_id, "message", text, meta_text, now)
+            kind = COMMAND if meta.origin == COMMAND else "message"
+            row: EntryRow = (entry.id, session_id, leaf, run_id, kind, text, meta_text, now)
             connection.exec_driver_sql(statement, row)
 
         await self._turns.change(str(key), write)

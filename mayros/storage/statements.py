@@ -86,7 +86,7 @@ class Statements:
         self.select_session = self._text(sa.select(old.session_id, old.settings, old.label).where(old.key == sa.bindparam("key_")), "key_")
         #: (session_id,) -> (id, run_id, body), oldest first
         self.select_entries = self._text(
-            sa.select(entries.c.id, entries.c.run_id, entries.c.body)
+            sa.select(entries.c.id, entries.c.run_id, entries.c.body, entries.c.kind)
             .where(entries.c.session_id == sa.bindparam("session_id_"))
             .order_by(entries.c.id),
             "session_id_",

@@ -60,6 +60,9 @@ deleted_sessions = sa.Table(
     sqlite_with_rowid=False,
 )
 
+#: The kind of an entry that answers a slash command; all others are `message`.
+COMMAND = "command"
+
 entries = sa.Table(
     "entries",
     metadata,

@@ -28,7 +28,7 @@ from mayros.storage.engine import cause, parse_url, start_error
 from mayros.storage.history import Histories
 from mayros.storage.settings import read_settings
 from mayros.storage.statements import ClaimRow, EntryRow
-from mayros.storage.tables import entries, idempotency
+from mayros.storage.tables import COMMAND, entries, idempotency
 
 log = Logger()
 
@@ -122,8 +122,9 @@ class SqlTurnStore:
             return None
         session_id, settings, label = session
         rows = connection.exec_driver_sql(statements.select_entries, (session_id,)).all()
-        without_text = {run_id for _, run_id, body in rows if body == NO_TEXT}
-        messages = repair(msgspec.Raw(body.encode()) for _, run_id, body in rows if run_id not in without_text)
+        without_text = {run_id for _, run_id, body, _ in rows if body == NO_TEXT}
+        # A command's reply is for the person; the model did not say it.
+        messages = repair(msgspec.Raw(body.encode()) for _, run_id, body, kind in rows if run_id not in without_text and kind != COMMAND)
         return History(session_id, rows[-1][0] if rows else None, messages, read_settings(settings, label))
 
     def session_id(self, session: SessionKey) -> str:
