@@ -110,12 +110,12 @@ class AgentLoop:
                 )  # fmt: skip
                 refused = bare(error)
                 continue
-            if reply is None:
+            if reply is None or (rounds is None and not reply.calling):  # as most runs end
                 return
             if rounds is None:
                 rounds = Rounds(turn, host, self._redact, self._results, messages)
             if not rounds.read(reply, offered, partial(self._toolbox.why_not, turn, model)):
-                if reply.finished is not None:
+                if reply.finished is not None and not reply.told:
                     yield [reply.finished]
                 return
             async with aclosing(rounds.make(window(agent, model), "image" in model.input)) as made:

@@ -43,7 +43,10 @@ class _Part:
 
 
 class Reply:
-    """One model turn while it streams. Tool calls and its end stay here, the rest is handed on. `apart`: its text begins a new paragraph."""
+    """One model turn while it streams. Tool calls, and its end where there are some, stay here; the rest is handed on.
+
+    `apart`: its text begins a new paragraph.
+    """
 
     def __init__(self, apart: bool = False) -> None:
         self._apart = apart
@@ -52,6 +55,8 @@ class Reply:
         self._chars = 0
         #: The event of the model turn's end, for whoever knows whether it is the last one.
         self.finished: TurnFinished | None = None
+        #: Whether it was handed on at once: there are no calls, so it is the last one.
+        self.told = False
         #: Calls that were too many, and are not looked at.
         self.dropped = 0
 
@@ -68,6 +73,9 @@ class Reply:
                 self._take_part(event)
             elif type(event) is TurnFinished:
                 self.finished = event
+                if not self._parts:
+                    self.told = True
+                    kept.append(event)
             else:
                 if type(event) is TextDelta and event.text:
                     if self._apart and not self._texts:

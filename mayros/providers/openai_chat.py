@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from operator import is_
 from typing import Any
 
 import msgspec
 
 from mayros.core.models import Model, Provider
-from mayros.core.ports import ModelRequest
+from mayros.core.ports import ModelRequest, ToolSpec
 from mayros.errors import UpstreamError
 from mayros.events import Event
 from mayros.messages import ImagePart, TextPart, text_of, unpack
@@ -58,11 +59,27 @@ def chat_request(request: ModelRequest, ask_usage: bool = True) -> bytes:
     if sampling.reasoning_effort is not None and model.reasoning:
         body["reasoning_effort"] = sampling.reasoning_effort
     if request.tools:
-        body["tools"] = [{"type": "function", "function": spec} for spec in request.tools]
+        body["tools"] = _written(request.tools)
     written = _encode(body)
     if _PARTS in written:
         body["messages"] = [*messages[: 1 if request.system else 0], *_images_after(request.messages, "image" in model.input)]
         written = _encode(body)
+    return written
+
+
+#: The tools of some requests as they are written: runs of one agent have the same ones, and they are most of what is sent.
+_TOOLS: dict[tuple[str, ...], tuple[Sequence[ToolSpec], msgspec.Raw]] = {}
+_MOST_TOOLS = 32
+
+
+def _written(tools: Sequence[ToolSpec]) -> msgspec.Raw:
+    names = tuple([spec.name for spec in tools])
+    specs, written = _TOOLS.get(names, ((), msgspec.Raw()))
+    if not specs or not all(map(is_, specs, tools)):
+        written = msgspec.Raw(_encode([{"type": "function", "function": spec} for spec in tools]))
+        if len(_TOOLS) >= _MOST_TOOLS:
+            _TOOLS.clear()
+        _TOOLS[names] = (tools, written)
     return written
 
 

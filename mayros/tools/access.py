@@ -46,7 +46,9 @@ class Access:
     """The rules. `protected` are files and folders, `readable(agent)` folders that may be read although they are outside or protected."""
 
     def __init__(self, protected: Sequence[str], readable: Callable[[Agent], Sequence[str]]) -> None:
-        self._protected, self._readable = tuple(protected), readable
+        self._protected = [os.path.split(os.path.abspath(path)) for path in (*protected, *_SYSTEM)]
+        self._folders = {folder for folder, _ in self._protected}
+        self._readable = readable
 
     def enter(self, agent: Agent, path: str, workspace_only: bool, *, reading: bool = False, make: bool = False, follow: bool = True) -> Place:
         """The place of a path, relative to the workspace, absolute or below `~`. Raises ToolFailed, and OSError as net.rooted does."""
@@ -66,12 +68,12 @@ class Access:
 
     def _check(self, agent: Agent) -> Callable[[str], None]:
         workspace = _fold(os.path.realpath(agent.workspace))
-        closed = []
-        for path in (*self._protected, *_SYSTEM):
-            folder, name = os.path.split(os.path.abspath(path))
+        closed, real = [], {folder: os.path.realpath(folder) for folder in self._folders}
+        for folder, name in self._protected:
+            own = os.path.join(real[folder], name)
             # Both the file and, where it is a symlink, its own name. A workspace that stands inside is one because somebody wanted it so.
-            for one in {_fold(os.path.realpath(path)), _fold(os.path.join(os.path.realpath(folder), name))}:
-                closed.append((one, _inside(workspace, one)))
+            for path in (own, os.path.realpath(own)) if os.path.islink(own) else (own,):
+                closed.append((one := _fold(path), _inside(workspace, one)))
 
         def check(path: str) -> None:
             folded = _fold(path)

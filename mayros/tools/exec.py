@@ -97,13 +97,14 @@ class ExecTool:
         except msgspec.ValidationError as error:
             raise ToolFailed(f"The arguments of exec do not fit: {error}.") from error
         agent = context.turn.agent
+        await self._spawner.turn()  # looking for the programs of fifty calls takes a while, too
         cwd = _folder(asked, agent)
         env = _environment(asked, self._spawner, agent)
         request = _request(asked, cwd, env, agent, context)
         await self._permission.allow(request, context)
+        await self._spawner.turn()
         if _request(asked, _folder(asked, agent), env, agent, context) != request:
             raise ToolFailed("The folder or a program of the command is not what it was when the command was allowed. Look at it, and try again.")
-        await self._spawner.turn()
         self._jobs.room(agent.id)
         job = Job(agent.id, asked.command, cwd, self._jobs.clock)
         limit = float(agent.exec.timeout_sec)
