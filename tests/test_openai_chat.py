@@ -48,6 +48,11 @@ DONE = b"data: [DONE]\n\n"
 settings.register_profile("chat", derandomize="CI" in os.environ, deadline=None, database=None)
 
 
+def written(*asked: Any) -> bytes:
+    """The body of a request, as it is sent."""
+    return b"".join(chat_request(*asked))
+
+
 def provider(**more: Any) -> Provider:
     """A provider with a key."""
     usual = {"api": "openai-completions", "base_url": "http://127.0.0.1/v1", "headers": {}, "auth_header": True, "max_connections": 4}
@@ -285,7 +290,7 @@ class Requests(SynchronousTestCase):
 
     def body(self, sampling: Sampling | None = None, of: Provider | None = None, **model: Any) -> dict[str, Any]:
         """The request, read back."""
-        made: dict[str, Any] = json.loads(chat_request(request(of, sampling, **model)))
+        made: dict[str, Any] = json.loads(written(request(of, sampling, **model)))
         return made
 
     def test_the_usual_request(self) -> None:
@@ -299,7 +304,7 @@ class Requests(SynchronousTestCase):
                 "stream_options": {"include_usage": True},
             },
         )
-        self.assertEqual(json.loads(chat_request(request(system="")))["messages"], [{"role": "user", "content": "Hé"}])
+        self.assertEqual(json.loads(written(request(system="")))["messages"], [{"role": "user", "content": "Hé"}])
 
     def test_sampling(self) -> None:
         """Under OpenAI's names; reasoning effort only for models that reason."""
@@ -312,10 +317,10 @@ class Requests(SynchronousTestCase):
 
     def test_tools(self) -> None:
         """What may be called, as functions with their schemas; nothing where there is nothing."""
-        self.assertNotIn("tools", json.loads(chat_request(request())))
+        self.assertNotIn("tools", json.loads(written(request())))
         schema = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
         asked = msgspec.structs.replace(request(), tools=[ToolSpec("read", "Read a file.", schema), ToolSpec("status", "", {"type": "object"})])
-        read, status = json.loads(chat_request(asked))["tools"]
+        read, status = json.loads(written(asked))["tools"]
         self.assertEqual(read, {"type": "function", "function": {"name": "read", "description": "Read a file.", "parameters": schema}})
         self.assertEqual("status", status["function"]["name"])
 
@@ -326,7 +331,7 @@ class Requests(SynchronousTestCase):
             pack(Message("assistant", None, tool_calls=(ToolCall("c1", Function("read", '{"path":"a"}')),))),
             pack(Message("tool", "text", tool_call_id="c1")),
         ]
-        body = chat_request(msgspec.structs.replace(request(system=""), messages=messages))
+        body = written(msgspec.structs.replace(request(system=""), messages=messages))
         self.assertIn(b",".join(map(bytes, messages)), body)
 
     def test_images_of_results(self) -> None:
@@ -340,7 +345,7 @@ class Requests(SynchronousTestCase):
         plain = pack(Message("tool", "plain", tool_call_id="c1"))
         round_of = [calls, result("c0", "a.png", "data:a"), plain, result("c2", "data:b", "data:c")]
         asked = msgspec.structs.replace(request(input=("text", "image")), messages=[*round_of, calls, *round_of[1:], pack(Message("user", "so?"))])
-        system, *sent = json.loads(chat_request(asked))["messages"]
+        system, *sent = json.loads(written(asked))["messages"]
         self.assertEqual("system", system["role"])
         self.assertEqual(["assistant", "tool", "tool", "tool", "user"] * 2 + ["user"], [message["role"] for message in sent])
         self.assertEqual(
@@ -363,7 +368,7 @@ class Requests(SynchronousTestCase):
     def test_images_for_a_model_that_takes_none(self) -> None:
         """It is told that there was one."""
         told = pack(Message("tool", (TextPart("a.png"), ImagePart(ImageUrl("data:a"))), tool_call_id="c0"))
-        (message,) = json.loads(chat_request(msgspec.structs.replace(request(system=""), messages=[told])))["messages"]
+        (message,) = json.loads(written(msgspec.structs.replace(request(system=""), messages=[told])))["messages"]
         left_out = "a.png\n[1 image(s): left out, because the model takes none]"
         self.assertEqual(message, {"role": "tool", "content": left_out, "tool_call_id": "c0"})
 
@@ -465,7 +470,7 @@ class Turns(WithServer):
         self.assertEqual(lines[0], "POST /v1/chat/completions HTTP/1.1")
         for line in (f"Authorization: Bearer {KEY}", "Content-Type: application/json", "Accept: text/event-stream", "X-Request-Id: run-7"):
             self.assertIn(line, lines)
-        self.assertEqual(body, chat_request(request()))
+        self.assertEqual(body, written(request()))
 
     def test_other_ways_to_say_the_key(self) -> None:
         """`authHeader: false` sends the configured headers only; a header of the configuration wins over ours."""

@@ -94,8 +94,8 @@ class Connection(protocol.Protocol):
 
     # An exchange, as the pool drives it.
 
-    def send(self, request: bytes) -> None:
-        """Begin an exchange: write the whole request."""
+    def send(self, *request: bytes) -> None:
+        """Begin an exchange: write the whole request, given in parts."""
         self._parser = HttpResponseParser(self)
         self.status, self.headers = 0, {}
         self._body: list[bytes] = []
@@ -107,7 +107,7 @@ class Connection(protocol.Protocol):
         # The one timer of the exchange: it compares with `_since`, so that nothing is done about it for each read.
         self._since = self._clock.seconds()
         self._timer = self._clock.callLater(min(self._pool.first_byte_timeout, self._pool.idle_timeout), self._check)
-        self.transport.write(request)
+        self.transport.writeSequence(request)
 
     async def head(self) -> None:
         """Wait for status and headers. Raises BadResponse or FirstByteTimeout."""

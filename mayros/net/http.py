@@ -92,19 +92,21 @@ class Origin:
         self._factory = Factory.forProtocol(lambda: Connection(self))
         self._factory.noisy = False
 
-    async def post(self, path: bytes, body: bytes, headers: bytes = b"") -> Connection:
+    async def post(self, path: bytes, body: bytes | tuple[bytes, ...], headers: bytes = b"") -> Connection:
         """Send a request and wait for status and headers of its answer; use the result in `async with` at once.
 
-        `path` comes after the origin's base path; `headers` are more header lines, each with its CRLF. Waiting for a free connection counts to
+        `body` may come in parts, which are put together only when they are sent. `path` comes after the origin's base path; `headers` are more
+        header lines, each with its CRLF. Waiting for a free connection counts to
         no limit of ours. Raises QueueFull, ConnectFailed, ConnectTimeout, FirstByteTimeout or BadResponse. A kept connection that the server
         had closed meanwhile is replaced once, if not a byte was answered.
         """
-        request = b"%s%s%s%sContent-Length: %d\r\n\r\n%s" % (self._before, path, self._after, headers, len(body), body)
+        parts = (body,) if isinstance(body, bytes) else body
+        head = b"%s%s%s%sContent-Length: %d\r\n\r\n" % (self._before, path, self._after, headers, sum(map(len, parts)))
         await self._acquire()
         try:
             connection = self._kept.pop() if self._kept else await self._connect()
             while True:
-                connection.send(request)
+                connection.send(head, *parts)
                 try:
                     await connection.head()
                 except BaseException as error:

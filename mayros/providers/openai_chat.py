@@ -36,8 +36,8 @@ _PARTS = _TOOL + b',"content":['
 _encode = msgspec.json.Encoder().encode
 
 
-def chat_request(request: ModelRequest, ask_usage: bool = True) -> bytes:
-    """The body of the request for one model turn."""
+def chat_request(request: ModelRequest, ask_usage: bool = True) -> tuple[bytes, ...]:
+    """The body of the request for one model turn, in parts: the tools are most of it, and all runs of an agent share one copy of them."""
     model, sampling = request.model, request.sampling
     body: dict[str, object] = {}
     if sampling.extra is not None and model.provider.id.startswith("openai"):
@@ -58,25 +58,23 @@ def chat_request(request: ModelRequest, ask_usage: bool = True) -> bytes:
         body[_limit_name(model)] = sampling.max_tokens
     if sampling.reasoning_effort is not None and model.reasoning:
         body["reasoning_effort"] = sampling.reasoning_effort
-    if request.tools:
-        body["tools"] = _written(request.tools)
     written = _encode(body)
     if _PARTS in written:
         body["messages"] = [*messages[: 1 if request.system else 0], *_images_after(request.messages, "image" in model.input)]
         written = _encode(body)
-    return written
+    return (written[:-1], b',"tools":', _written(request.tools), b"}") if request.tools else (written,)
 
 
 #: The tools of some requests as they are written: runs of one agent have the same ones, and they are most of what is sent.
-_TOOLS: dict[tuple[str, ...], tuple[Sequence[ToolSpec], msgspec.Raw]] = {}
+_TOOLS: dict[tuple[str, ...], tuple[Sequence[ToolSpec], bytes]] = {}
 _MOST_TOOLS = 32
 
 
-def _written(tools: Sequence[ToolSpec]) -> msgspec.Raw:
+def _written(tools: Sequence[ToolSpec]) -> bytes:
     names = tuple([spec.name for spec in tools])
-    specs, written = _TOOLS.get(names, ((), msgspec.Raw()))
+    specs, written = _TOOLS.get(names, ((), b""))
     if not specs or not all(map(is_, specs, tools)):
-        written = msgspec.Raw(_encode([{"type": "function", "function": spec} for spec in tools]))
+        written = _encode([{"type": "function", "function": spec} for spec in tools])
         if len(_TOOLS) >= _MOST_TOOLS:
             _TOOLS.clear()
         _TOOLS[names] = (tools, written)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 from twisted.internet.defer import Deferred, DeferredLock
 
 from mayros.config.schema import AuthMode
@@ -110,6 +111,9 @@ class Gateway:
     #: What was answered without a run (commands), by run id, newest last; bounded.
     answered: dict[str, RunResult] = field(init=False, default_factory=dict)
 
+    _health_made: float = field(init=False, default=-1e9)
+    _health_json: msgspec.Raw = field(init=False, default_factory=msgspec.Raw)
+
     def __post_init__(self) -> None:
         self.presence = Presence(self.host, self.version)
         self.broadcaster = Broadcaster(self.runs, self.clock, self.now_ms, self.health_payload, self.presence, self._verbose)
@@ -123,5 +127,12 @@ class Gateway:
         return None if row is None else row.settings.verbose_level
 
     def health_payload(self) -> dict[str, object]:
-        """The answer of `health`."""
+        """The answer of `health`, made now."""
         return health_payload(self.config.current, self.health(), self.now_ms())
+
+    def health_answer(self) -> msgspec.Raw:
+        """The answer of `health` as JSON, at most a second old: monitors ask often, and its numbers change once a minute."""
+        now = self.monotonic()
+        if not self._health_made <= now < self._health_made + 1.0:
+            self._health_made, self._health_json = now, msgspec.Raw(msgspec.json.encode(self.health_payload()))
+        return self._health_json

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def health(session: Session, request: Request) -> None:
     """Its parameters are not looked at."""
-    session.reply(request.id, session.gateway.health_payload())
+    session.reply(request.id, session.gateway.health_answer())
 
 
 def health_payload(settings: Settings, known: Mapping[str, object], now_ms: int) -> dict[str, object]:
