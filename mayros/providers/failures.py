@@ -39,11 +39,15 @@ _NO_CREDIT = re.compile(r"insufficient_quota|insufficient (?:credit|balance|quot
 _RATE = re.compile(r"rate_limit|rate limit|too many requests", re.IGNORECASE)
 
 
+#: A shorter key is no secret (local servers take any), and hiding it would make every text unreadable.
+LEAST_SECRET = 8
+
+
 class Redactor:
     """Hides known secrets, as they are and as a URL holds them, and whatever looks like a credential."""
 
     def __init__(self, secrets: Iterable[str | None]) -> None:
-        known = {secret for secret in secrets if secret}
+        known = {secret for secret in secrets if secret and len(secret) >= LEAST_SECRET}
         forms = {form for secret in known for form in (secret, quote(secret, safe=""), quote_plus(secret), secret.strip())}
         # The longest first: one may begin with another.
         self._known = re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True) if form) or r"(?!)")
