@@ -169,6 +169,17 @@ class WhatTests(Base):
         self.happens(STARTED, ToolFinished("c1", "read", True, "No such file."))
         self.assertIs(True, self.told()[-1]["isError"])
 
+    def test_a_run_that_ends_in_the_middle(self) -> None:
+        """A call that was cut off is closed before the run's end is told."""
+        self.run_agent()
+        self.happens(STARTED)
+        self.assertEqual(["start"], [data["phase"] for data in self.told()])
+        tell(self.session, "chat.abort", {"sessionKey": "main"})
+        self.world.clock.advance(0)
+        self.world.clock.advance(1)
+        (closed,) = self.told()
+        self.assertEqual(("result", STARTED.call_id, True), (closed["phase"], closed["toolCallId"], closed["isError"]))
+
     def test_arguments_that_are_no_json(self) -> None:
         """As a string; none at all are an empty object."""
         self.run_agent()

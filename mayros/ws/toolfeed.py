@@ -38,13 +38,15 @@ ToolEvent = ToolStarted | ToolUpdate | ToolFinished
 class _Followed:
     """A live run: who follows its tools, whether results are told (None: not known yet), and what waits until that is known."""
 
-    __slots__ = ("asked", "full", "peers", "waiting")
+    __slots__ = ("asked", "full", "open", "peers", "waiting")
 
     def __init__(self) -> None:
         self.peers: dict[Peer, None] = {}
         self.asked = False
         self.full: bool | None = None
         self.waiting: list[ToolEvent] = []
+        #: Calls that have begun and not ended: their names by id.
+        self.open: dict[str, str] = {}
 
 
 class ToolFeed:
@@ -76,6 +78,10 @@ class ToolFeed:
         followed = self._followed.get(stream.run_id)
         if followed is None:
             return
+        if isinstance(event, ToolStarted):
+            followed.open[event.call_id] = event.name
+        elif isinstance(event, ToolFinished):
+            followed.open.pop(event.call_id, None)
         if not followed.asked:
             followed.asked = True
             Deferred.fromCoroutine(self._look_up(followed, stream, session)).addErrback(self._broken, stream.run_id)
@@ -85,10 +91,12 @@ class ToolFeed:
             followed.waiting.append(event)
 
     def ended(self, stream: RunStream) -> None:
-        """The run is over. What still waits for the level is told without results."""
+        """The run is over. What still waits for the level is told without results; calls that the end of the run cut off are closed."""
         followed = self._followed.pop(stream.run_id, None)
         if followed is not None:
             self._known(followed, stream, False)
+            for call_id, name in followed.open.items():
+                self._send(followed, stream, ToolFinished(call_id, name, True, "aborted"))
 
     async def _look_up(self, followed: _Followed, stream: RunStream, session: str) -> None:
         try:
