@@ -100,6 +100,11 @@ class TableTests(SynchronousTestCase):
 class OutsideTests(SynchronousTestCase):
     """Text that comes from outside."""
 
+    def test_borders_inside_borders(self) -> None:
+        """T14: taking one away does not leave another."""
+        for text in ("<|[INST]|>", "<|[/SYS]|>", "[<|im_end|>INST]"):
+            self.assertNotRegex(wrapped(text, "b0b0"), r"\[/?(INST|SYS)\]|<\|")
+
     @FIXED
     @given(st.lists(PIECES | st.text(max_size=3), max_size=25).map("".join))
     def test_no_text_closes_its_marks(self, text: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, maybeDeferred
 from twisted.trial.unittest import SynchronousTestCase
 
+import mayros
 from mayros.config.schema import ApplyPatch, ToolsExec, ToolsFs
 from mayros.core.calls import Reply, read_calls
 from mayros.core.keys import SessionKey
@@ -383,7 +384,7 @@ class SafetyTests(FilesTestCase):
             "~/.bashrc",
             "~/.profile",
             "~/.config/fish/config.fish",
-            os.path.join(os.path.dirname(os.path.dirname(__file__)), "mayros", "service.py"),
+            os.path.join(os.path.dirname(mayros.__file__), "service.py"),
         ):
             self.assertIn("protected", self.refused("write", path=path, content="x"), path)
             self.everywhere(path)
