@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import socket
 import time
@@ -23,6 +24,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.web.server import Request
 
 from mayros.config.secret import AuthSecret, resolve
+from mayros.config.show import secrets_of
 from mayros.core.address import Address, AddressRules
 from mayros.core.agent import AgentLoop
 from mayros.core.approvals import Approvals
@@ -99,6 +101,19 @@ def connections_for(files: int, runs: int) -> int:
     return max(64, left - min(runs, left // 2))
 
 
+def known_secrets(settings: Settings) -> list[str | None]:
+    """Everything that is never to be shown: providers' keys, what the configuration holds under a secret's name, and such variables."""
+    named = [value for name, value in settings.environ.items() if _SECRET_NAME.search(name)]
+    return [
+        *(provider.key for provider in settings.catalogue.providers.values()),
+        *secrets_of(msgspec.to_builtins(settings.config, enc_hook=int)),
+        *named,
+    ]
+
+
+_SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
+
+
 class Adapters:
     """The outbound adapters by provider id, made when first asked for: agents may be given other models while the gateway runs."""
 
@@ -156,6 +171,7 @@ class Core:
         self.approvals = Approvals(reactor, wall_ms)
         place = describe(parse_url(self.database.url))
         self.exec_rules = ExecRules(SqlExecRules(self.database), wall_ms, os.path.realpath, os.path.expanduser("~"), place)
+        self.exec_rules.redact = lambda text: self.redact(text)
         self.permission = ExecPermission(self.exec_rules, self.approvals, self.sessions)
         self.maintenance = Maintenance(self.database, reactor, lambda: config.session.stateless, wall_ms)
         self.workspace = FileWorkspace(reactor, self.in_thread)
@@ -163,7 +179,7 @@ class Core:
         self.providers = Adapters(settings, state, reactor)
         #: The configuration in force, and what hides secrets: of the start, until the daemon has its own.
         self.current: Callable[[], Settings] = lambda: settings
-        self.redact: Callable[[str], str] = Redactor(provider.key for provider in settings.catalogue.providers.values())
+        self.redact: Callable[[str], str] = Redactor(known_secrets(settings))
         home = os.path.expanduser("~")
         self.results = FileResults(state.join("results"), self.in_thread, time.time)
         self.skills = FileSkills(config.skills, state.path, home, environ, reactor, self.in_thread)
@@ -255,7 +271,7 @@ class Gateway(MultiService):
         self._endpoints = [parse_endpoint(reactor, text) for text in start.listen]
         self._port = self._chosen_port()
         self._listeners = Listeners()
-        self._redact = Redactor(provider.key for provider in settings.catalogue.providers.values())
+        self._redact = Redactor(known_secrets(settings))
         self.observer = console(config.logging.level, config.logging.console_style, lambda text: self._redact(text))
         self.stopping = False
 
@@ -295,7 +311,7 @@ class Gateway(MultiService):
             log.warn("{warning}", warning=warning)
         files = raise_open_files()
         secret = self._secret()
-        self._redact = Redactor([*(provider.key for provider in settings.catalogue.providers.values()), secret.value])
+        self._redact = Redactor([*known_secrets(settings), secret.value])
         self.core = Core(settings, self.state, reactor, settings.environ)
         self.control = ConfigFile(settings, self.core.in_thread, wall_ms, self.core.providers.check)
         self.core.current, self.core.redact = lambda: self.control.current, self._redact

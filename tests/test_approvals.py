@@ -21,7 +21,7 @@ from mayros.core.ports import AllowedExec, ExecAsk, ExecPolicy, ExecRequest, Exe
 from mayros.core.routing import Agent
 from mayros.errors import InvalidRequest, StorageUnavailable, ToolFailed, Unavailable
 
-GIT, RM, PYTHON = "/usr/bin/git", "/usr/bin/rm", "/usr/bin/python3.11"
+GIT, RM, PYTHON = "/usr/bin/uptime", "/usr/bin/rm", "/usr/bin/python3.11"
 ORDER = ("allow", "ask", "refuse")
 layers = st.builds(Layer, st.sampled_from(get_args(ExecSecurity)), st.sampled_from(get_args(ExecAsk)))
 
@@ -182,7 +182,7 @@ class PermissionTests(SynchronousTestCase):
 
     def test_always_is_not_for_what_runs_anything(self) -> None:
         """Interpreters, and programs that the agent can change, are allowed this once; the person sees that beforehand."""
-        for path in (PYTHON, "/bin/sh", "/usr/bin/env", "/ws/build", "/opt/odd*name"):
+        for path in (PYTHON, "/bin/sh", "/usr/bin/env", "/usr/bin/find", "/usr/bin/git", "/bin/tar", "/bin/sed", "/ws/build", "/opt/odd*name"):
             call = self.call(command("x", (path,)))
             self.assertEqual((), self.people.asked[-1].question.always, path)
             self.answer("allow-always")

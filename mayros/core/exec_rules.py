@@ -30,9 +30,13 @@ MAX_ENTRIES, MAX_POLICIES, MAX_PATTERN = 1_000, 500, 4_096
 _SHOWN_COMMAND = 1_000
 #: Programs that run whatever their arguments say: a list that has them allows everything, so they only get there by hand.
 _RUNNERS = re.compile(
-    r"(?:ash|awk|bash|busybox|bun|chroot|csh|dash|deno|doas|docker|env|expect|fish|gawk|gdb|ionice|ksh|lua|make|mawk|nc|ncat|nice|node|nodejs|nohup|npx"
-    r"|parallel|perl|php|podman|pwsh|python|rbash|ruby|runuser|screen|script|setsid|sh|socat|ssh|stdbuf|strace|su|sudo|systemd-run|tclsh|tcsh|time"
-    r"|timeout|tmux|toybox|unshare|watch|xargs|zsh)[0-9.-]*",
+    r"(?:apt|apt-get|ash|at|awk|bash|batch|bun|busybox|bwrap|bundle|c\+\+|cargo|cc|chroot|chrt|clang|clang\+\+|cmake|composer|conda|cron|crontab|csh|dash|dc"
+    r"|deno|dnf|doas|docker|dotnet|dpkg|ed|eatmydata|emacs|env|ex|expect|fakeroot|fd|fdfind|find|firejail|fish|flock|gawk|gcc|g\+\+|gdb|gem|git|go|gradle"
+    r"|guile|irb|ionice|java|jshell|kotlin|ksh|ld-linux.*|less|linux32|linux64|ltrace|lua|make|man|mawk|more|mvn|mysql|nano|nc|ncat|netcat|nice|ninja|node"
+    r"|nodejs|nohup|npm|npx|nsenter|ocaml|octave|openssl|parallel|perf|perl|php|pip|pipx|pkexec|pnpm|podman|poetry|prlimit|psql|pwsh|python|r|rake|rbash"
+    r"|rpm|rscript|rsync|ruby|run-parts|runuser|rustc|rustup|scala|scp|screen|script|sed|setarch|setpriv|setsid|sftp|sh|sg|socat|split|sqlite|ssh"
+    r"|start-stop-daemon|stdbuf|strace|su|sudo|swift|systemctl|systemd-run|tar|taskset|tclsh|tcsh|time|timeout|tmux|toybox|trickle|unshare|unzip|uv|uvx"
+    r"|valgrind|vi|view|vim|nvim|watch|wget|xargs|yarn|yash|yum|zip|zsh)[0-9.-]*",
     re.IGNORECASE,
 )
 
@@ -108,6 +112,8 @@ class ExecRules:
     ) -> None:
         self._store, self._now_ms, self._resolve, self._home = store, now_ms, resolve, home
         self.place = place
+        #: Hides secrets in the commands that are kept.
+        self.redact: Callable[[str], str] = str
         self._policies: Mapping[str, ExecPolicy] = {}
         self._entries: dict[str, AllowedExec] = {}
         # By entry: the patterns that are compared, as written and as resolved.
@@ -195,7 +201,7 @@ class ExecRules:
     def used(self, entries: Sequence[AllowedExec], paths: Sequence[str], command: str) -> None:
         """Write down that these entries allowed a command; nobody waits for that."""
         for entry, path in zip(entries, paths, strict=True):
-            used = msgspec.structs.replace(entry, last_used_ms=self._now_ms(), last_command=command[:_SHOWN_COMMAND], last_resolved=path)
+            used = msgspec.structs.replace(entry, last_used_ms=self._now_ms(), last_command=self.redact(command)[:_SHOWN_COMMAND], last_resolved=path)
             self._entries[entry.id] = used
             aside(self._store.save(used), "the use of an allowed program")
 
@@ -205,7 +211,7 @@ class ExecRules:
             return
         if len(self._entries) >= MAX_ENTRIES:
             raise InvalidRequest(f"the lists of allowed programs are full: at most {MAX_ENTRIES} entries")
-        entry = AllowedExec(str(uuid.uuid4()), agent_id, path, self._now_ms(), command[:_SHOWN_COMMAND], path)
+        entry = AllowedExec(str(uuid.uuid4()), agent_id, path, self._now_ms(), self.redact(command)[:_SHOWN_COMMAND], path)
         self._entries[entry.id], self._patterns[entry.id] = entry, self._compared(entry.pattern)
         try:
             await self._store.save(entry)

@@ -35,16 +35,12 @@ class ExecPermission:
 
     async def allow(self, request: ExecRequest, context: ToolContext) -> None:
         """See ports.Permission."""
-        try:
-            await self._rules.ready()
-            session = await self._session(context)
-        except GatewayError as error:
-            raise ToolFailed("The rules for commands cannot be read at the moment, so nothing may run. Try again later.") from error
-        judged = self._judge(request, context, session)
+        judged = self._judge(request, context, await self._session_now(context))
         if judged.verdict == "ask":
             always = self._rules.lasting(request.resolved, context.turn.agent.workspace) if request.analysed else ()
             await self._ask(request, context, judged, always)
-            judged = self._judge(request, context, session)  # the rules may have become stricter meanwhile
+            # The rules, or what is set for the session, may have become stricter meanwhile.
+            judged = self._judge(request, context, await self._session_now(context))
         if judged.verdict == "refuse":
             raise ToolFailed(_refused(judged.layers, request))
         if judged.found:
@@ -56,6 +52,14 @@ class ExecPermission:
         layers = _layers(configured, stored, session, request)
         fallback = stricter_fallback(configured.ask_fallback, stored.ask_fallback)
         return _Judged(strictest(layers, found is not None), layers, found, fallback)
+
+    async def _session_now(self, context: ToolContext) -> SessionSettings:
+        """The same, with the stored rules at hand. Raises ToolFailed where they cannot be read."""
+        try:
+            await self._rules.ready()
+            return await self._session(context)
+        except GatewayError as error:
+            raise ToolFailed("The rules for commands cannot be read at the moment, so nothing may run. Try again later.") from error
 
     async def _session(self, context: ToolContext) -> SessionSettings:
         """What clients have set for the session; one that is made for its request has nothing set."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mayros.core.exec_rules import runs_its_arguments
+
 DEFAULT = ("jq", "cut", "uniq", "head", "tail", "tr", "wc")
 
 
@@ -48,7 +50,7 @@ def harmless(name: str, words: Sequence[str]) -> bool:
     """Whether this program, called with these words, reads its standard input and nothing else. One without a known form: only with no words."""
     form = _FORMS.get(name)
     if form is None:
-        return not words
+        return not words and not runs_its_arguments(name)  # a shell without words takes commands from its input
     operands: list[str] = []
     rest = list(words)
     while rest:
