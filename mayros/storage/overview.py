@@ -1,4 +1,4 @@
-"""How many sessions each agent has, and the newest of them. Imports database and tables."""
+"""How many sessions each agent has. Imports database and tables."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from twisted.internet.defer import Deferred
 from mayros.storage.database import Database
 from mayros.storage.tables import sessions
 
-RECENT = 5
-
-#: By agent id: the number of sessions, and the newest as (key, updated_ms).
-Overview = dict[str, tuple[int, list[tuple[str, int]]]]
+#: The number of sessions by agent id.
+Overview = dict[str, int]
 
 
 def overview(database: Database) -> Deferred[Overview]:
@@ -20,11 +18,5 @@ def overview(database: Database) -> Deferred[Overview]:
 
 
 def _overview(connection: sa.Connection) -> Overview:
-    columns = sessions.c
-    found: Overview = {
-        agent: (count, []) for agent, count in connection.execute(sa.select(columns.agent_id, sa.func.count()).group_by(columns.agent_id))
-    }
-    for agent, (_, recent) in found.items():
-        newest = sa.select(columns.key, columns.updated_ms).where(columns.agent_id == agent).order_by(columns.updated_ms.desc()).limit(RECENT)
-        recent.extend((key, updated) for key, updated in connection.execute(newest))
-    return found
+    counted = connection.execute(sa.select(sessions.c.agent_id, sa.func.count()).group_by(sessions.c.agent_id))
+    return {agent: count for agent, count in counted}  # noqa: C416  (rows, not pairs)

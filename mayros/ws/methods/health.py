@@ -18,7 +18,7 @@ def health(session: Session, request: Request) -> None:
 
 
 def health_payload(settings: Settings, known: Mapping[str, object], now_ms: int) -> dict[str, object]:
-    """The answer. There are no channels and no heartbeats; sessions are not listed here until their methods exist."""
+    """The answer. There are no channels and no heartbeats; sessions are counted, not named: every client sees this."""
     directory = settings.directory
     return {
         "ok": True,
