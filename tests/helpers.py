@@ -29,32 +29,12 @@ from mayros.core.keys import SessionKey
 from mayros.core.lanes import LocalLanes, LocalSlots
 from mayros.core.limits import Budget, ConnectionCounter, FailureLimiter
 from mayros.core.models import Model
-from mayros.core.ports import (
-    Claim,
-    Conflict,
-    Done,
-    Entry,
-    EntryMeta,
-    History,
-    Lease,
-    Live,
-    ModelRequest,
-    New,
-    RunResult,
-    SessionQuery,
-    SessionRow,
-    SessionSettings,
-    Tool,
-    Toolbox,
-    ToolContext,
-    ToolResult,
-    ToolSpec,
-    Transcript,
-    Turn,
-    WorkspaceFile,
-)
+from mayros.core.ports import Claim, Conflict, Done, History, Lease, Live, ModelRequest, New, RunResult, SessionSettings, ToolSpec, Turn
 from mayros.core.routing import Agent, Settings
 from mayros.core.runs import LocalRuns
+from mayros.core.session_ports import Entry, EntryMeta, SessionQuery, SessionRow, Transcript
+from mayros.core.tool_ports import Tool, Toolbox, ToolContext, ToolResult
+from mayros.core.workspace_ports import WorkspaceFile
 from mayros.errors import InvalidRequest, StorageUnavailable
 from mayros.events import Event, ModelAnswered, TextDelta, ToolCallDelta, TurnFinished, Usage
 from mayros.messages import Message, pack, unpack

@@ -14,11 +14,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.config.schema import ToolsExec
 from mayros.core.approvals import KEEP_SECONDS, MAX_PENDING, Approval, Approvals, Question, digest
+from mayros.core.exec_ports import AllowedExec, ExecAsk, ExecPolicy, ExecRequest, ExecSecurity
 from mayros.core.exec_rules import ANY_AGENT, DEFAULTS, ExecRules, Layer, matches, strictest, verdict
 from mayros.core.keys import SessionKey
 from mayros.core.permission import ExecPermission
-from mayros.core.ports import AllowedExec, ExecAsk, ExecPolicy, ExecRequest, ExecSecurity, Principal, SessionRow, SessionSettings, Turn
+from mayros.core.ports import Principal, SessionSettings, Turn
 from mayros.core.routing import Agent
+from mayros.core.session_ports import SessionRow
 from mayros.errors import InvalidRequest, StorageUnavailable, ToolFailed, Unavailable
 
 GIT, RM, PYTHON = "/usr/bin/uptime", "/usr/bin/rm", "/usr/bin/python3.11"

@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from mayros.core.ports import WorkspaceFile
+from mayros.core.workspace_ports import WorkspaceFile
 from mayros.errors import InsufficientQuota, RateLimited, RunAborted, StorageUnavailable, UpstreamError, UpstreamRefused, UpstreamTimeout
 from mayros.events import ModelAnswered, ReasoningDelta, TextDelta, TurnFinished, Usage
 from tests.helpers import TOKEN, Answer, Client, Harness, HarnessCase, chat, post

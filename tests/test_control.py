@@ -13,7 +13,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.config.load import load
-from mayros.core.ports import NotInFile
+from mayros.core.config_ports import NotInFile
 from mayros.core.routing import Settings
 from mayros.errors import ConfigError, InvalidRequest, StorageUnavailable, Unavailable
 from mayros.ops.control import MAX_WAITING, STALE, ConfigFile

@@ -16,10 +16,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core import devices as devices_module
 from mayros.core.auth import grants, lacking
+from mayros.core.device_ports import DeviceRecord, DeviceToken, PairingRequest
 from mayros.core.device_tokens import KEEP
 from mayros.core.devices import MAX_REQUESTS, REQUEST_TTL_MS, Applicant, Decision, Devices
 from mayros.core.identity import Signed, decode, device_id, encode, raw_key, verified
-from mayros.core.ports import DeviceRecord, DeviceToken, PairingRequest
 from mayros.errors import InvalidRequest, StorageUnavailable, Unavailable
 
 READ, WRITE, ADMIN, PAIRING = "operator.read", "operator.write", "operator.admin", "operator.pairing"

@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from mayros.core.ports import DeviceRecord, DeviceToken, PairingRequest
+from mayros.core.device_ports import DeviceRecord, DeviceToken, PairingRequest
 from mayros.errors import StorageUnavailable
 from mayros.storage.devices import SqlDevices
 from tests.test_storage import StoreTestCase

@@ -12,11 +12,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from mayros.core.acting import ABORTED, NOT_MADE
 from mayros.core.bounds import LEFT_OUT, fitted, tool_message, wrapped
 from mayros.core.keys import SessionKey
-from mayros.core.ports import Principal, ToolImage, ToolResult, Turn
+from mayros.core.ports import Principal, Turn
 from mayros.core.repeats import WARN
 from mayros.core.rounds import MOST_ROUNDS
 from mayros.core.runs import LiveRun
 from mayros.core.schema_check import problems
+from mayros.core.tool_ports import ToolImage, ToolResult
 from mayros.errors import LoopDetected, RunAborted, RunTimeout, ToolFailed, TooManyRounds, UpstreamError
 from mayros.events import Event, ModelAnswered, ToolCallDelta, ToolFinished, ToolStarted, ToolUpdate, Usage
 from mayros.messages import Message, pack, unpack

@@ -5,9 +5,10 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.bounds import fitted
-from mayros.core.ports import Skill, Tool, WorkspaceFile
 from mayros.core.prompt import Prompter, cut, stable_part
 from mayros.core.tokens import estimate
+from mayros.core.tool_ports import Tool
+from mayros.core.workspace_ports import Skill, WorkspaceFile
 from mayros.messages import Message, pack
 from tests.helpers import settings
 from tests.test_toolbox import FakeTool

@@ -6,7 +6,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 
 from mayros.core.keys import SessionKey
-from mayros.core.ports import EntryMeta, SessionQuery, SessionSettings
+from mayros.core.ports import SessionSettings
+from mayros.core.session_ports import EntryMeta, SessionQuery
 from mayros.errors import InvalidRequest, StorageUnavailable
 from mayros.events import Usage
 from mayros.messages import Message, pack

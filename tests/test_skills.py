@@ -11,9 +11,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.config.schema import Skills as SkillSettings
-from mayros.core.ports import Skill
 from mayros.core.routing import Agent
 from mayros.core.skills import MOST_CHARS, MOST_LISTED, head_of, section
+from mayros.core.workspace_ports import Skill
 from mayros.storage.skills import CHECK_SECONDS, MAX_BYTES, FileSkills
 from tests.test_workspace import Threads
 

@@ -18,8 +18,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mayros.config.schema import Milliseconds, Stateless
 from mayros.core.keys import SessionKey
-from mayros.core.ports import Claim, Done, History, Lease, Live, New, RunResult, SessionQuery, SessionSettings, Turn
+from mayros.core.ports import Claim, Done, History, Lease, Live, New, RunResult, SessionSettings, Turn
 from mayros.core.routing import Agent
+from mayros.core.session_ports import SessionQuery
 from mayros.errors import StartError, StorageUnavailable
 from mayros.events import Usage
 from mayros.messages import Message, pack, unpack

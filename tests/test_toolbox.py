@@ -16,12 +16,13 @@ from mayros.cli.main import main
 from mayros.cli.place import Place
 from mayros.core.keys import SessionKey
 from mayros.core.models import Model
-from mayros.core.ports import Principal, Tool, ToolContext, ToolResult, ToolSpec, Turn
+from mayros.core.ports import Principal, ToolSpec, Turn
 from mayros.core.routing import Settings
+from mayros.core.tool_ports import Tool, ToolContext, ToolResult
 from mayros.core.toolbox import NOT_HERE, LocalToolbox, catalogue
 from mayros.errors import ToolFailed
 from mayros.net.statedir import StateDir
-from mayros.service import Core
+from mayros.runtime import Core
 from mayros.tools.status import tools as status_tools
 from tests.helpers import Harness, settings
 from tests.test_ws import ADMIN, READ, World, ask

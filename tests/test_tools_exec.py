@@ -15,9 +15,11 @@ from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mayros.config.schema import ToolsExec
+from mayros.core.exec_ports import ExecRequest
 from mayros.core.keys import SessionKey
-from mayros.core.ports import ExecRequest, Principal, ToolResult, Turn
+from mayros.core.ports import Principal, Turn
 from mayros.core.routing import Agent
+from mayros.core.tool_ports import ToolResult
 from mayros.errors import ToolFailed
 from mayros.net import marks
 from mayros.net.spawn import Spawner

@@ -16,8 +16,9 @@ import mayros
 from mayros.config.schema import ApplyPatch, ToolsExec, ToolsFs
 from mayros.core.calls import Reply, read_calls
 from mayros.core.keys import SessionKey
-from mayros.core.ports import Principal, Tool, ToolResult, Turn
+from mayros.core.ports import Principal, Turn
 from mayros.core.routing import Agent
+from mayros.core.tool_ports import Tool, ToolResult
 from mayros.errors import ToolFailed
 from mayros.events import ToolCallDelta
 from mayros.tools.access import protected_paths

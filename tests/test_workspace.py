@@ -9,8 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.core.ports import WorkspaceFile
 from mayros.core.routing import Agent
+from mayros.core.workspace_ports import WorkspaceFile
 from mayros.storage.workspace import BOOTSTRAP, BOOTSTRAP_TEXT, FILES, MAX_BYTES, STARTER_FILES, FileWorkspace, seed
 
 

@@ -12,7 +12,7 @@ from mayros.core.address import Address
 from mayros.core.approvals import Approvals
 from mayros.core.devices import Devices
 from mayros.core.exec_rules import ExecRules
-from mayros.core.ports import Tool
+from mayros.core.tool_ports import Tool
 from mayros.ws.broadcast import EVENTS
 from mayros.ws.context import Gateway
 from mayros.ws.methods.table import METHODS

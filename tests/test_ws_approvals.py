@@ -11,8 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.cli.agent import Reply
 from mayros.config.schema import ToolsExec
+from mayros.core.exec_ports import AllowedExec, ExecPolicy
 from mayros.core.permission import ExecPermission
-from mayros.core.ports import AllowedExec, ExecPolicy, ToolContext
+from mayros.core.tool_ports import ToolContext
 from mayros.errors import ToolFailed
 from mayros.storage.approvals import SqlExecRules
 from tests.helpers import FakeTool, chat, post

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.keys import SessionKey
-from mayros.core.ports import EntryMeta
+from mayros.core.session_ports import EntryMeta
 from mayros.errors import Unavailable
 from mayros.messages import Function, Message, ToolCall, pack
 from mayros.ws.methods import commands

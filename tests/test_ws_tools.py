@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.keys import SessionKey
-from mayros.core.ports import SessionRow
+from mayros.core.session_ports import SessionRow
 from mayros.errors import StorageUnavailable
 from mayros.events import Event, TextDelta, ToolFinished, ToolStarted, ToolUpdate
 from mayros.ws import streams

@@ -17,7 +17,7 @@ from mayros.errors import GatewayError, StartError
 from mayros.events import Event, TextDelta
 from mayros.messages import Message, pack
 from mayros.net.statedir import StateDir
-from mayros.service import Core
+from mayros.runtime import Core
 
 SCOPES = frozenset({"operator.admin", "operator.read", "operator.write", "operator.approvals", "operator.pairing"})
 

@@ -19,8 +19,9 @@ from twisted.python.failure import Failure
 
 from mayros.core.bounds import KEPT_CHARS, UNTRUSTED_REFERENCE, cut, plain, room, tool_message, wrapped
 from mayros.core.calls import Call, spoken
-from mayros.core.ports import Clock, Principal, ResultStore, Tool, ToolResult, Turn
+from mayros.core.ports import Clock, Principal, Turn
 from mayros.core.repeats import Repeats
+from mayros.core.tool_ports import ResultStore, Tool, ToolResult
 from mayros.errors import GatewayError, ToolFailed, bare
 from mayros.events import Event, ToolFinished, ToolStarted, ToolUpdate
 

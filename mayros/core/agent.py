@@ -17,9 +17,11 @@ from mayros.core.acting import Host, Redact
 from mayros.core.bounds import fitted
 from mayros.core.calls import Reply
 from mayros.core.models import Model
-from mayros.core.ports import History, ModelProvider, ModelRequest, ResultStore, Sampling, Skill, Skills, Tool, Toolbox, Turn, Workspace
+from mayros.core.ports import History, ModelProvider, ModelRequest, Sampling, Turn
 from mayros.core.prompt import NO_TOOLS, Prompter, window
 from mayros.core.rounds import Rounds
+from mayros.core.tool_ports import ResultStore, Tool, Toolbox
+from mayros.core.workspace_ports import Skill, Skills, Workspace
 from mayros.errors import ContextLengthExceeded, GatewayError, Unavailable, bare
 from mayros.events import Event, ReasoningDelta, TextDelta
 

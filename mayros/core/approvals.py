@@ -18,7 +18,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from mayros.core.ports import Clock, ExecAsk, ExecRequest, ExecSecurity
+from mayros.core.exec_ports import ExecAsk, ExecRequest, ExecSecurity
+from mayros.core.ports import Clock
 from mayros.errors import InvalidRequest, Unavailable
 
 log = Logger()

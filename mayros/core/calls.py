@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from mayros.core.ports import Tool
 from mayros.core.repeats import Repeats, key_of
 from mayros.core.schema_check import problems
+from mayros.core.tool_ports import Tool
 from mayros.events import Event, TextDelta, ToolCallDelta, TurnFinished
 from mayros.messages import Function, Message, ToolCall, pack, unpack
 

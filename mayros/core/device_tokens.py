@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from mayros.core.auth import lacking
-from mayros.core.ports import DeviceStore, DeviceToken
+from mayros.core.device_ports import DeviceStore, DeviceToken
 from mayros.errors import GatewayError
 
 log = Logger()

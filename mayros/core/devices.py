@@ -18,8 +18,8 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from mayros.core.auth import lacking
+from mayros.core.device_ports import DeviceRecord, DeviceStore, DeviceToken, PairingRequest
 from mayros.core.device_tokens import Grant, Tokens, aside
-from mayros.core.ports import DeviceRecord, DeviceStore, DeviceToken, PairingRequest
 from mayros.errors import InvalidRequest, Unavailable
 
 MAX_DEVICES, MAX_REQUESTS = 10_000, 256

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mayros.core.device_tokens import aside
-from mayros.core.ports import AllowedExec, ExecAsk, ExecPolicy, ExecRulesStore, ExecSecurity
+from mayros.core.exec_ports import AllowedExec, ExecAsk, ExecPolicy, ExecRulesStore, ExecSecurity
 from mayros.errors import InvalidRequest
 
 log = Logger()

@@ -9,8 +9,11 @@ from twisted.logger import Logger
 
 from mayros.config.schema import ToolsExec
 from mayros.core.approvals import MAX_COMMAND, Approvals, Question, digest
+from mayros.core.exec_ports import AllowedExec, ExecAsk, ExecPolicy, ExecRequest, ExecSecurity
 from mayros.core.exec_rules import ExecRules, Layer, Verdict, stricter_fallback, strictest
-from mayros.core.ports import AllowedExec, ExecAsk, ExecPolicy, ExecRequest, ExecSecurity, Sessions, SessionSettings, ToolContext
+from mayros.core.ports import SessionSettings
+from mayros.core.session_ports import Sessions
+from mayros.core.tool_ports import ToolContext
 from mayros.errors import GatewayError, ToolFailed
 
 log = Logger()

@@ -12,10 +12,11 @@ from types import MappingProxyType
 
 from mayros.config.toolnames import TOOLS
 from mayros.core.models import Model
-from mayros.core.ports import Skill, Tool, WorkspaceFile
 from mayros.core.routing import Agent
 from mayros.core.skills import section
 from mayros.core.tokens import estimate
+from mayros.core.tool_ports import Tool
+from mayros.core.workspace_ports import Skill, WorkspaceFile
 
 #: A file that would get less room than this is left out.
 LEAST_CHARS = 64

@@ -10,8 +10,9 @@ from twisted.logger import Logger
 
 from mayros.core.acting import Batch, Host, Redact, Surroundings
 from mayros.core.calls import Call, Reply, judge, read_calls, used_ids
-from mayros.core.ports import ResultStore, Tool, Turn
+from mayros.core.ports import Turn
 from mayros.core.repeats import Repeats
+from mayros.core.tool_ports import ResultStore, Tool
 from mayros.errors import GatewayError, LoopDetected, TooManyRounds
 from mayros.events import Event
 

@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 import msgspec
 
-from mayros.core.ports import Skill
+from mayros.core.workspace_ports import Skill
 
 #: What a prompt lists at most.
 MOST_LISTED, MOST_CHARS = 150, 30_000

@@ -10,8 +10,9 @@ import msgspec
 from mayros.config.toolnames import TOOLS
 from mayros.core.models import Model
 from mayros.core.policy import SessionKind, Verdict, decide, kind_of
-from mayros.core.ports import Tool, Turn
+from mayros.core.ports import Turn
 from mayros.core.routing import Agent
+from mayros.core.tool_ports import Tool
 
 NOTHING: Mapping[str, Tool] = MappingProxyType({})
 NOT_HERE = "this gateway does not have it"

@@ -23,7 +23,7 @@ from mayros.config.load import Loaded, load, refuse_unsupported
 from mayros.config.schema import Config
 from mayros.config.show import effective, redact, redact_text, secrets_of
 from mayros.config.source import MAX_FILE, Reader, join, parse, read_file
-from mayros.core.ports import Applied, ConfigIssue, ConfigSource, ConfigView, NotInFile
+from mayros.core.config_ports import Applied, ConfigIssue, ConfigSource, ConfigView, NotInFile
 from mayros.core.routing import Settings
 from mayros.errors import ConfigError, InvalidRequest, StorageUnavailable, Unavailable
 from mayros.net.files import write_atomic

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from mayros.core.ports import AgentFile
+from mayros.core.workspace_ports import AgentFile
 from mayros.errors import InvalidRequest, StorageUnavailable
 from mayros.net.files import sync_directory
 from mayros.net.rooted import enter, open_inside

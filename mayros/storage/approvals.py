@@ -8,7 +8,7 @@ import msgspec
 import sqlalchemy as sa
 from twisted.internet.defer import Deferred
 
-from mayros.core.ports import AllowedExec, ExecPolicy
+from mayros.core.exec_ports import AllowedExec, ExecPolicy
 from mayros.storage.database import Database
 from mayros.storage.tables import exec_allowlist, exec_policy
 

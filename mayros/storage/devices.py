@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 from twisted.internet.defer import Deferred
 
-from mayros.core.ports import DeviceRecord, DeviceToken, PairingRequest
+from mayros.core.device_ports import DeviceRecord, DeviceToken, PairingRequest
 from mayros.storage.database import Database
 from mayros.storage.tables import device_requests, device_tokens, devices
 

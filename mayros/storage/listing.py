@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from mayros.core.ports import Entry, EntryMeta, SessionQuery, SessionRow, Transcript
+from mayros.core.session_ports import Entry, EntryMeta, SessionQuery, SessionRow, Transcript
 from mayros.storage.settings import read_settings
 from mayros.storage.tables import CONVERSATION, STATELESS, entries, sessions
 from mayros.storage.turns import NO_TEXT

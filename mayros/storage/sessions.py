@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from twisted.internet.defer import Deferred
 
 from mayros.core.keys import SessionKey
-from mayros.core.ports import Entry, EntryMeta, SessionQuery, SessionRow, SessionSettings, Transcript
+from mayros.core.ports import SessionSettings
+from mayros.core.session_ports import Entry, EntryMeta, SessionQuery, SessionRow, Transcript
 from mayros.errors import InvalidRequest
 from mayros.storage import listing
 from mayros.storage.database import Database

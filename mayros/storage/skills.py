@@ -17,9 +17,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mayros.config.schema import Skills as SkillSettings
-from mayros.core.ports import Clock, Skill
+from mayros.core.ports import Clock
 from mayros.core.routing import Agent
 from mayros.core.skills import Gate, Head, folders, gate_of, head_of
+from mayros.core.workspace_ports import Skill
 from mayros.net.rooted import open_inside
 
 log = Logger()

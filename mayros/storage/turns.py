@@ -19,8 +19,9 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
 from mayros.core.keys import SessionKey
-from mayros.core.ports import Claim, EntryMeta, History, Lease, RunResult, Turn
+from mayros.core.ports import Claim, History, Lease, RunResult, Turn
 from mayros.core.repair import repair
+from mayros.core.session_ports import EntryMeta
 from mayros.errors import ServerShutdown, StorageUnavailable
 from mayros.messages import Message, pack
 from mayros.storage.database import Call, Database, Rows

@@ -18,8 +18,9 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mayros.core.ports import Clock, WorkspaceFile
+from mayros.core.ports import Clock
 from mayros.core.routing import Agent
+from mayros.core.workspace_ports import WorkspaceFile
 from mayros.net.rooted import enter, open_inside
 
 log = Logger()

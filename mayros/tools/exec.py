@@ -15,8 +15,10 @@ import msgspec
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IDelayedCall
 
-from mayros.core.ports import Clock, ExecAsk, ExecRequest, ExecSecurity, Permission, Tool, ToolContext, ToolResult, ToolSpec
+from mayros.core.exec_ports import ExecAsk, ExecRequest, ExecSecurity, Permission
+from mayros.core.ports import Clock, ToolSpec
 from mayros.core.routing import Agent
+from mayros.core.tool_ports import Tool, ToolContext, ToolResult
 from mayros.errors import ToolFailed
 from mayros.net.spawn import Spawner, environment, refused
 from mayros.tools.command import analyse

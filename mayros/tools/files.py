@@ -18,8 +18,9 @@ import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 
 from mayros.core.bounds import REFERENCE, UNTRUSTED_REFERENCE
-from mayros.core.ports import Tool, ToolContext, ToolResult, ToolSpec
+from mayros.core.ports import ToolSpec
 from mayros.core.routing import Agent
+from mayros.core.tool_ports import Tool, ToolContext, ToolResult
 from mayros.errors import ToolFailed
 from mayros.tools.access import Access, resolve, shown, told
 from mayros.tools.edits import BOM, decode, encode, replace_once

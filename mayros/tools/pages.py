@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from mayros.core.ports import ToolImage, ToolResult
+from mayros.core.tool_ports import ToolImage, ToolResult
 from mayros.errors import ToolFailed
 
 PAGE_LINES, PAGE_BYTES = 2_000, 50 * 1_024

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from mayros.core.ports import ToolContext, ToolResult, ToolSpec
+from mayros.core.ports import ToolSpec
+from mayros.core.tool_ports import ToolContext, ToolResult
 from mayros.errors import ToolFailed
 from mayros.net.spawn import Command
 from mayros.tools import keys

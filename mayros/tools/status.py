@@ -10,8 +10,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 
 from mayros.core.models import Model
-from mayros.core.ports import SessionRow, Sessions, Tool, ToolContext, ToolResult, ToolSpec, Turn
+from mayros.core.ports import ToolSpec, Turn
 from mayros.core.routing import Settings
+from mayros.core.session_ports import SessionRow, Sessions
+from mayros.core.tool_ports import Tool, ToolContext, ToolResult
 from mayros.errors import InvalidRequest, StorageUnavailable, ToolFailed
 
 _SHOWN = 100

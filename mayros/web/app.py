@@ -16,9 +16,10 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from werkzeug.exceptions import BadHost, HTTPException
 
+from mayros.core.config_ports import ConfigControl
 from mayros.core.keys import AGENT_ID, new_id
 from mayros.core.limits import Budget
-from mayros.core.ports import ConfigControl, Principal, Run, RunResult, Runs, Sampling, Turn
+from mayros.core.ports import Principal, Run, RunResult, Runs, Sampling, Turn
 from mayros.errors import AgentNotFound, GatewayError, InvalidRequest, UnknownUrl
 from mayros.web.gate import Route
 from mayros.web.request import GatewayRequest, failed, forget, reply

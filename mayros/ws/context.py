@@ -15,10 +15,13 @@ from twisted.internet.defer import Deferred, DeferredLock
 from mayros.config.schema import AuthMode
 from mayros.core.address import Address
 from mayros.core.approvals import Approvals
+from mayros.core.config_ports import ConfigControl
 from mayros.core.devices import Devices
 from mayros.core.exec_rules import ExecRules
-from mayros.core.ports import AgentFiles, Clock, ConfigControl, Idempotency, Lanes, Run, RunResult, Runs, Sessions
+from mayros.core.ports import Clock, Idempotency, Lanes, Run, RunResult, Runs
+from mayros.core.session_ports import Sessions
 from mayros.core.toolbox import LocalToolbox
+from mayros.core.workspace_ports import AgentFiles
 from mayros.wire.frames import MAX_BUFFERED
 from mayros.ws.approvals import Approvers
 from mayros.ws.broadcast import Broadcaster

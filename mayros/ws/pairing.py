@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from mayros.core.device_ports import PairingRequest
 from mayros.core.devices import Decision
-from mayros.core.ports import Clock, PairingRequest
+from mayros.core.ports import Clock
 from mayros.ws.broadcast import Broadcaster
 
 SCOPE = "operator.pairing"

@@ -13,8 +13,8 @@ from twisted.logger import Logger
 
 from mayros.config.schema import AgentEntry
 from mayros.config.source import literal
+from mayros.core.config_ports import NotInFile
 from mayros.core.keys import AGENT_ID, check_text, normalise_agent_id
-from mayros.core.ports import NotInFile
 from mayros.core.routing import Agent, Settings
 from mayros.errors import GatewayError, InvalidRequest
 from mayros.wire.frames import Request, Text, parse_params

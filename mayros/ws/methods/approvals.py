@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from mayros.core.approvals import DEFAULT_MS, LONGEST_MS, MAX_COMMAND, Approval, Question
+from mayros.core.exec_ports import AllowedExec, ExecAsk, ExecPolicy, ExecSecurity
 from mayros.core.exec_rules import ANY_AGENT, DEFAULTS, ExecRules
 from mayros.core.keys import normalise_agent_id, valid_agent_id
-from mayros.core.ports import AllowedExec, ExecAsk, ExecPolicy, ExecSecurity
 from mayros.errors import InvalidRequest
 from mayros.wire.frames import Request, Text, parse_params
 from mayros.ws.approvals import asked

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from mayros.core.keys import SessionKey, new_id
-from mayros.core.ports import Claim, EntryMeta, Run, RunResult, Sampling, Turn
+from mayros.core.ports import Claim, Run, RunResult, Sampling, Turn
+from mayros.core.session_ports import EntryMeta
 from mayros.errors import GatewayError, InvalidRequest
 from mayros.messages import Message, pack
 from mayros.wire.frames import Count, Request, Text, canonical, parse_params

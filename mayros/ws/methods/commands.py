@@ -16,7 +16,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mayros.core.keys import SessionKey
-from mayros.core.ports import Claim, EntryMeta, Principal, Run, RunResult, SessionRow, Turn
+from mayros.core.ports import Claim, Principal, Run, RunResult, Turn
+from mayros.core.session_ports import EntryMeta, SessionRow
 from mayros.errors import GatewayError
 from mayros.messages import Message, pack
 from mayros.ws.methods.claims import conclude, submit

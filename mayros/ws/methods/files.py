@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from mayros.core.ports import AgentFile
+from mayros.core.workspace_ports import AgentFile
 from mayros.errors import InvalidRequest
 from mayros.wire.frames import Request, Text, parse_params
 from mayros.ws.methods.agents import known_agent

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from twisted.logger import Logger
 
-from mayros.core.ports import Entry, EntryMeta
 from mayros.core.routing import Settings
+from mayros.core.session_ports import Entry, EntryMeta
 from mayros.errors import GatewayError
 from mayros.messages import Message, unpack
 from mayros.wire.frames import Count, Request, Text, parse_params

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from mayros.core.ports import SessionRow
 from mayros.core.routing import Settings
+from mayros.core.session_ports import SessionRow
 
 #: One firing of a scheduled job: not listed.
 _JOB_RUN = re.compile(r"agent:[^:]+:cron:[^:]+:run:.+", re.IGNORECASE)

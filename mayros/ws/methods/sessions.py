@@ -8,8 +8,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from mayros.core.keys import SessionKey, check_text
-from mayros.core.ports import SessionQuery, SessionRow
 from mayros.core.routing import Settings
+from mayros.core.session_ports import SessionQuery, SessionRow
 from mayros.errors import InvalidRequest
 from mayros.wire.frames import Request, Text, parse_params
 from mayros.ws.methods.claims import shielded

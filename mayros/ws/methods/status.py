@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mayros.core.ports import SessionQuery
+from mayros.core.session_ports import SessionQuery
 from mayros.wire.frames import Request, parse_params
 from mayros.ws.methods.rows import chosen, hidden, told
 
