@@ -18,13 +18,17 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 
 class Usage(Event, frozen=True, gc=False):
-    """Tokens as the provider reported them; disjoint counts: `input` without cached ones, `output` with reasoning."""
+    """Tokens as the provider reported them; disjoint counts: `input` without cached ones, `output` with reasoning (`reasoning` of it).
+
+    `cost_nano`: what they cost at the model's listed prices, in US dollars / 10^9; the loop fills it in, providers leave it 0.
+    """
 
     input: int = 0
     output: int = 0
     cache_read: int = 0
     cache_write: int = 0
     reasoning: int = 0
+    cost_nano: int = 0
 
     def plus(self, other: Usage) -> Usage:
         """The sum over several model calls of one run."""
@@ -34,6 +38,7 @@ class Usage(Event, frozen=True, gc=False):
             self.cache_read + other.cache_read,
             self.cache_write + other.cache_write,
             self.reasoning + other.reasoning,
+            self.cost_nano + other.cost_nano,
         )
 
 
@@ -44,6 +49,22 @@ class RunStarted(Event, frozen=True, gc=False):
     session_key: str
     agent_id: str
     started_at_ms: int
+
+
+class ModelFailed(Event, frozen=True, gc=False):
+    """A model, or a key of its provider, could not answer, and another try follows: what failed, as which kind of failure, and what is tried next.
+
+    `credential` names the key and is none. `kind` is a word of core/failover.py. `provider`, `model`: what failed; `next_*`: what is tried now.
+    """
+
+    provider: str
+    model: str
+    credential: str
+    kind: str
+    error: str
+    next_provider: str
+    next_model: str
+    next_credential: str
 
 
 class ModelAnswered(Event, frozen=True, gc=False):
@@ -97,6 +118,16 @@ class ToolFinished(Event, frozen=True, gc=False):
     name: str
     is_error: bool
     text: str
+
+
+class ProviderState(Event, frozen=True, gc=False):
+    """What the vendor wants to have back with this model turn, unchanged, in the next request to the same model: signed reasoning, say.
+
+    Before TurnFinished, at most once in a model turn, only where it has tool calls. `state` is a JSON object of at most 1 MiB, whose form is the
+    adapter's own; the loop keeps it with the assistant message (messages.ProviderState) and never looks into it.
+    """
+
+    state: bytes
 
 
 class TurnFinished(Event, frozen=True, gc=False):

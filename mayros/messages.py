@@ -46,6 +46,16 @@ class ImagePart(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="im
     image_url: ImageUrl
 
 
+class ProviderState(msgspec.Struct, frozen=True, gc=False):
+    """What a vendor wants to have back with an assistant message. It belongs to one `provider/model` and is dropped for any other.
+
+    `state` is JSON in a form that only the adapter knows.
+    """
+
+    model: str
+    state: msgspec.Raw
+
+
 class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One message. `content` is None only beside `tool_calls`; it has parts only where there are images, as in a tool's result.
 
@@ -57,6 +67,8 @@ class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] | None = None
     tool_call_id: str | None = None
+    #: Never sent as it is: adapters take from it what their vendor wants.
+    provider_state: ProviderState | None = None
 
 
 _encode = msgspec.json.Encoder().encode

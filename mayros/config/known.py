@@ -30,7 +30,7 @@ _TOOLS_LATER = """
 """
 #: Keys of the original, or of this project's later versions. `[]` stands for any index, `*` for any name.
 LATER = (
-    _paths("", "acp approvals audio auth bindings broadcast browser canvasHost channels cli commands cron diagnostics discovery hooks limits mcp")
+    _paths("", "acp approvals audio bindings broadcast browser canvasHost channels cli commands cron diagnostics discovery hooks mcp")
     | _paths("", "media memory messages meta nodeHost plugins secrets talk ui update web wizard")
     | _paths("gateway.", "channelHealthCheckMinutes metrics nodes push reload tailscale tools http.securityHeaders")
     | _paths("gateway.controlUi.", "allowInsecureAuth dangerouslyAllowHostHeaderOriginFallback dangerouslyDisableDeviceAuth basePath root")
@@ -40,7 +40,7 @@ LATER = (
     | _paths("agents.defaults.", "contextPruning elevatedDefault embeddingModel envelopeElapsed envelopeTimestamp envelopeTimezone heartbeat")
     | _paths("agents.defaults.", "humanDelay imageMaxDimensionPx imageModel limits mediaMaxMb memorySearch models.*.streaming pdfModel repoRoot")
     | _paths("agents.defaults.", "sandbox subagents thinkingDefault timeFormat typingIntervalSeconds typingMode verboseDefault")
-    | _paths("agents.list[].", "agentDir groupChat heartbeat humanDelay limits memorySearch sandbox subagents")
+    | _paths("agents.list[].", "agentDir groupChat heartbeat humanDelay memorySearch sandbox subagents")
     | _paths("session.", "agentToAgent dmScope identityLinks idleMinutes maintenance parentForkMaxTokens reset resetByChannel resetByType")
     | _paths("session.", "resetTriggers sendPolicy threadBindings typingIntervalSeconds typingMode")
     | _paths("models.", "bedrockDiscovery providers.*.auth providers.*.injectNumCtxForOpenAICompat")

@@ -162,6 +162,17 @@ class ModelChoice(Section, frozen=True):
 
     primary: str | None = None
     fallbacks: tuple[str, ...] = ()
+    #: When the first model has sent no byte for so long, the next one starts too, and the slower one is cancelled. None: never.
+    hedge_after_ms: Milliseconds | None = None
+
+
+class SpendingLimits(Section, frozen=True):
+    """`limits`, and `agents.list[].limits`: what runs may use, in tokens of all kinds and in US dollars; None: without limit."""
+
+    run_tokens: int | None = None
+    run_cost: float | None = None
+    day_tokens: int | None = None
+    day_cost: float | None = None
 
 
 class Identity(Section, frozen=True):
@@ -316,6 +327,7 @@ class AgentEntry(Section, frozen=True):
     params: dict[str, Any] = {}
     tools: AgentTools = AgentTools()
     skills: tuple[str, ...] | None = None
+    limits: SpendingLimits = SpendingLimits()
 
 
 class Agents(Section, frozen=True):
@@ -400,6 +412,25 @@ class Models(Section, frozen=True):
     timeouts: Timeouts = Timeouts()
 
 
+class AuthProfile(Section, frozen=True):
+    """`auth.profiles.<id>`: one key of a provider, from exactly one of a text (`${NAME}`), a file, or a file of `$CREDENTIALS_DIRECTORY`."""
+
+    provider: str
+    key: str | None = None
+    key_file: str | None = None
+    credential: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<AuthProfile {self.provider}>"
+
+
+class ModelAuth(Section, frozen=True):
+    """`auth`: several keys for one provider. `order.<provider>` lists profile ids, in the order in which they are tried."""
+
+    profiles: dict[str, AuthProfile] = {}
+    order: dict[str, tuple[str, ...]] = {}
+
+
 class Logging(Section, frozen=True):
     """`logging`. `level`: error, warn, info or debug."""
 
@@ -415,6 +446,8 @@ class Config(Section, frozen=True):
     agents: Agents = Agents()
     session: Session = Session()
     models: Models = Models()
+    auth: ModelAuth = ModelAuth()
+    limits: SpendingLimits = SpendingLimits()
     tools: Tools = Tools()
     skills: Skills = Skills()
     logging: Logging = Logging()

@@ -17,13 +17,15 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mayros.core.bounds import KEPT_CHARS, UNTRUSTED_REFERENCE, cut, plain, room, tool_message, wrapped
+from mayros.core.bounds import KEPT_CHARS, UNTRUSTED_REFERENCE, cut, room, tool_message, wrapped
 from mayros.core.calls import Call, spoken
+from mayros.core.images import described
 from mayros.core.ports import Clock, Principal, Turn
 from mayros.core.repeats import Repeats
 from mayros.core.tool_ports import ResultStore, Tool, ToolResult
 from mayros.errors import GatewayError, ToolFailed, bare
 from mayros.events import Event, ToolFinished, ToolStarted, ToolUpdate
+from mayros.messages import ProviderState
 
 log = Logger()
 
@@ -57,6 +59,10 @@ class Host(Protocol):
 
     async def waiting(self, answer: Awaitable[T]) -> T:
         """See ports.ToolContext."""
+        ...
+
+    def exceeded(self) -> str | None:
+        """Which limit on spending the run has reached, as a sentence for its reader; None: it may go on."""
         ...
 
 
@@ -127,8 +133,8 @@ class _Context:
 class Batch:
     """The calls of one model turn. Iterate `events` to make them; then, and also where it was closed early, each has its message in `messages`."""
 
-    def __init__(self, around: Surroundings, said: str, calls: Sequence[Call]) -> None:
-        self._around, self._said, self._calls = around, said, calls
+    def __init__(self, around: Surroundings, said: str, calls: Sequence[Call], kept: ProviderState | None = None) -> None:
+        self._around, self._said, self._calls, self._kept = around, said, calls, kept
         self._events: list[Event] = []
         self._updates: dict[str, ToolUpdate] = {}
         self._wake: Deferred[None] | None = None
@@ -188,9 +194,9 @@ class Batch:
             if call.result is None:
                 call.result = tool_message(call.id, ABORTED if call.begun else NOT_MADE)
         results = [call.result for call in self._calls if call.result is not None]
-        self.messages = [spoken(self._said, self._calls), *results]
-        written = spoken(self._said, self._calls, self._redacted)
-        self._around.host.record([written, *map(plain, results)])
+        self.messages = [spoken(self._said, self._calls, kept=self._kept), *results]
+        written = spoken(self._said, self._calls, self._redacted, self._kept)
+        self._around.host.record([written, *described(results)])
 
     def _redacted(self, written: str) -> str:
         """Arguments as they are shown and recorded: still JSON."""

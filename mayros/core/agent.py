@@ -15,15 +15,17 @@ from twisted.logger import Logger
 
 from mayros.core.acting import Host, Redact
 from mayros.core.bounds import fitted
-from mayros.core.calls import Reply
+from mayros.core.calls import APART, Reply
+from mayros.core.cost import priced
+from mayros.core.images import described, pictured
 from mayros.core.models import Model
 from mayros.core.ports import History, ModelProvider, ModelRequest, Sampling, Turn
 from mayros.core.prompt import NO_TOOLS, Prompter, window
 from mayros.core.rounds import Rounds
 from mayros.core.tool_ports import ResultStore, Tool, Toolbox
 from mayros.core.workspace_ports import Skill, Skills, Workspace
-from mayros.errors import ContextLengthExceeded, GatewayError, Unavailable, bare
-from mayros.events import Event, ReasoningDelta, TextDelta
+from mayros.errors import ContextLengthExceeded, GatewayError, InvalidRequest, Unavailable, bare
+from mayros.events import Event, ReasoningDelta, TextDelta, TurnFinished, Usage
 
 log = Logger()
 
@@ -75,16 +77,22 @@ class AgentLoop:
         files = await self._workspace.files(agent)
         refused: GatewayError | None = None
         models, position = self._models(turn, history), 0
+        seen, shown = pictured(messages), pictured(turn.messages)
         rounds: Rounds | None = None
         skills: Sequence[Skill] = ()
         while position < len(models):
             model = models[position]
             position += 1
+            takes_images = "image" in model.input
+            if shown and not takes_images:
+                refused = refused or no_images(model.ref)
+                continue
             offered = self._toolbox.offered(turn, model)
             if offered and not skills and self._skills is not None:
                 skills = await self._skills.skills(agent)
             system = self._prompter.system(agent, files, model, turn.extra_system, offered, skills)
-            prompt = fitted(system, messages, window(agent, model))
+            readable = described(messages) if seen and not takes_images else messages
+            prompt = fitted(system, readable, window(agent, model))
             if prompt is None:
                 refused = too_long(model, turn.stateless)
                 continue
@@ -95,6 +103,8 @@ class AgentLoop:
             try:
                 async with aclosing(self._stream(request)) as batches:
                     async for batch in batches:
+                        if any(type(event) is Usage for event in batch):
+                            batch = [priced(event, model.cost) if type(event) is Usage else event for event in batch]
                         spoken = spoken or any(type(event) in (TextDelta, ReasoningDelta) for event in batch)
                         if reply is None:
                             yield batch
@@ -116,14 +126,17 @@ class AgentLoop:
                 return
             if rounds is None:
                 rounds = Rounds(turn, host, self._redact, self._results, messages)
-            if not rounds.read(reply, offered, partial(self._toolbox.why_not, turn, model)):
+            if not rounds.read(reply, offered, partial(self._toolbox.why_not, turn, model), model.ref):
                 if reply.finished is not None and not reply.told:
                     yield [reply.finished]
                 return
-            async with aclosing(rounds.make(window(agent, model), "image" in model.input)) as made:
+            async with aclosing(rounds.make(window(agent, model), takes_images)) as made:
                 async for batch in made:
                     yield batch
             messages = [*messages, *rounds.new]
+            if (limit := host.exceeded()) is not None:
+                yield [TextDelta(APART + limit if rounds.spoken else limit), TurnFinished("length")]
+                return
             position -= 1  # the same model goes on
         raise refused or Unavailable(f'Agent "{agent.id}" has no model: set agents.defaults.model.primary, or run `mayros setup`.')
 
@@ -161,6 +174,11 @@ def sampling(turn: Turn, history: History, model: Model) -> Sampling:
         if value is not None and getattr(asked, field) is None:
             changes[field] = value
     return msgspec.structs.replace(asked, **changes) if changes else asked
+
+
+def no_images(ref: str) -> InvalidRequest:
+    """The error of a message with images for a model that takes none."""
+    return InvalidRequest(f"The model {ref} takes no images. Send the message without them, or choose another model.", param="attachments")
 
 
 def too_long(model: Model, stateless: bool) -> ContextLengthExceeded:

@@ -14,8 +14,9 @@ import msgspec
 from mayros.core.repeats import Repeats, key_of
 from mayros.core.schema_check import problems
 from mayros.core.tool_ports import Tool
-from mayros.events import Event, TextDelta, ToolCallDelta, TurnFinished
+from mayros.events import Event, ProviderState, TextDelta, ToolCallDelta, TurnFinished
 from mayros.messages import Function, Message, ToolCall, pack, unpack
+from mayros.messages import ProviderState as KeptState
 
 #: Calls of one model turn, and characters of the arguments of all of them together.
 MOST_CALLS, MOST_CHARS = 128, 4 << 20
@@ -57,6 +58,8 @@ class Reply:
         self.finished: TurnFinished | None = None
         #: Whether it was handed on at once: there are no calls, so it is the last one.
         self.told = False
+        #: What the vendor wants back with this model turn.
+        self.state: bytes | None = None
         #: Calls that were too many, and are not looked at.
         self.dropped = 0
 
@@ -71,6 +74,8 @@ class Reply:
         for event in events:
             if type(event) is ToolCallDelta:
                 self._take_part(event)
+            elif type(event) is ProviderState:
+                self.state = event.state
             elif type(event) is TurnFinished:
                 self.finished = event
                 if not self._parts:
@@ -132,10 +137,10 @@ class Call(msgspec.Struct):
     begun: bool = False
 
 
-def spoken(text: str, calls: Sequence[Call], written: Callable[[str], str] = lambda text: text) -> msgspec.Raw:
-    """The canonical message of a model turn with calls; `written` is applied to the arguments' JSON."""
+def spoken(text: str, calls: Sequence[Call], written: Callable[[str], str] = lambda text: text, kept: KeptState | None = None) -> msgspec.Raw:
+    """The canonical message of a model turn with calls; `written` is applied to the arguments' JSON, `kept` is what the vendor wants back."""
     made = tuple([ToolCall(call.id, Function(call.name, written(call.written))) for call in calls])
-    return pack(Message("assistant", text or None, tool_calls=made))
+    return pack(Message("assistant", text or None, tool_calls=made, provider_state=kept))
 
 
 def used_ids(messages: Iterable[msgspec.Raw]) -> set[str]:

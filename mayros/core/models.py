@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from mayros.config.schema import ModelDefinition, Models, ProviderEntry, Timeouts
+from mayros.config.schema import Cost, ModelDefinition, Models, ProviderEntry, Timeouts
 
 EMBEDDED = "local/smollm2-135m-instruct"
 
@@ -21,8 +21,22 @@ class Limits(msgspec.Struct, frozen=True):
     idle: float = 60.0
 
 
+class Credential(msgspec.Struct, frozen=True):
+    """One key of a provider. `id` names it in logs and lists (`profile:<id>`, `env:<NAME>`, `config`) and is no secret; `key` is one."""
+
+    id: str
+    key: str
+
+    def __repr__(self) -> str:
+        return f"<Credential {self.id}>"
+
+
 class Provider(msgspec.Struct, frozen=True):
-    """One provider with everything an adapter needs. `key` is a secret: never logged, never in an error."""
+    """One provider with everything an adapter needs. `key` is a secret: never logged, never in an error.
+
+    `credentials` are all its keys, in the order in which they are tried; `key` is the first one's. `ordered`: the configuration says this order
+    (`auth.order`); where not, sessions are spread over the keys.
+    """
 
     id: str
     api: str
@@ -33,6 +47,8 @@ class Provider(msgspec.Struct, frozen=True):
     max_connections: int
     limits: Limits
     ca_path: str | None = None
+    credentials: tuple[Credential, ...] = ()
+    ordered: bool = False
 
     def __repr__(self) -> str:
         return f"<Provider {self.id} {self.api}>"
@@ -50,6 +66,7 @@ class Model(msgspec.Struct, frozen=True):
     tools: bool
     reasoning: bool
     compat: dict[str, Any]
+    cost: Cost = Cost()
 
     @property
     def ref(self) -> str:
@@ -111,11 +128,13 @@ class Catalogue:
             return next(value for value in (own, general, default) if value is not None) / 1000
 
         local = entry.api == "local"
+        key = entry.api_key or environ.get(key_variable(name)) or None
         return Provider(
             id=name,
             api=entry.api,
             base_url=(entry.base_url or "").rstrip("/"),
-            key=entry.api_key or environ.get(key_variable(name)) or None,
+            key=key,
+            credentials=(Credential("config" if entry.api_key else f"env:{key_variable(name)}", key),) if key else (),
             headers=entry.headers,
             auth_header=entry.auth_header,
             max_connections=entry.max_connections or (1 if local else 1024),
@@ -138,6 +157,7 @@ class Catalogue:
             tools=definition.tools,
             reasoning=definition.reasoning,
             compat=definition.compat,
+            cost=definition.cost,
         )
 
     @property

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
 from mayros.core.keys import SessionKey
-from mayros.core.models import Model
+from mayros.core.models import Credential, Model
 from mayros.core.routing import Agent
 from mayros.events import Event, FinishReason, Outcome, Usage
 
@@ -142,6 +142,10 @@ class ModelRequest(msgspec.Struct, frozen=True):
     sampling: Sampling
     run_id: str
     tools: Sequence[ToolSpec] = ()
+    #: The key to use; None: the provider's only one, or none.
+    credential: Credential | None = None
+    #: A stable name of the conversation, without a secret in it, for prompt caches; empty: none.
+    session: str = ""
 
 
 class ModelProvider(Protocol):
@@ -149,7 +153,8 @@ class ModelProvider(Protocol):
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
         """Batches of ModelAnswered (first, by itself or with more), TextDelta, ReasoningDelta, ToolCallDelta (only where the request has tools),
-        Usage and, once, TurnFinished.
+        ProviderState (before the end), Usage (the last one counts; at the end, also of a turn that is cut off where it is known) and, once,
+        TurnFinished.
 
         One batch per read of the socket. Closing the iterator stops the model and closes its socket. Raises errors of mayros.errors; those
         with `fallback` set let another model be tried.

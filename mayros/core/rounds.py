@@ -15,6 +15,7 @@ from mayros.core.repeats import Repeats
 from mayros.core.tool_ports import ResultStore, Tool
 from mayros.errors import GatewayError, LoopDetected, TooManyRounds
 from mayros.events import Event
+from mayros.messages import ProviderState
 
 log = Logger()
 
@@ -34,14 +35,16 @@ class Rounds:
         #: How the run ends if the model calls again.
         self._last_word: GatewayError | None = None
         self._said, self._calls = "", list[Call]()
+        self._kept: ProviderState | None = None
         #: Whether the run has said anything.
         self.spoken = False
         #: What the last round adds to the prompt.
         self.new: Sequence[msgspec.Raw] = ()
 
-    def read(self, reply: Reply, offered: Mapping[str, Tool], why_not: Callable[[str], str | None]) -> bool:
-        """Take a model turn. Whether it has calls to be made."""
+    def read(self, reply: Reply, offered: Mapping[str, Tool], why_not: Callable[[str], str | None], model: str) -> bool:
+        """Take a model turn of `model` (`provider/model`). Whether it has calls to be made."""
         self._said = reply.text
+        self._kept = ProviderState(model, msgspec.Raw(reply.state)) if reply.state is not None else None
         self.spoken = self.spoken or bool(self._said)
         if self._ids is None and reply.calling:
             self._ids = used_ids(self._messages)
@@ -59,7 +62,7 @@ class Rounds:
         elif self._repeats is not None and judge(self._calls, self._repeats, self._warn):
             self._last_word = LoopDetected()
         around = Surroundings(self._turn, self._host, self._redact, self._results, self._repeats, window, images)
-        batch = Batch(around, self._said, self._calls)
+        batch = Batch(around, self._said, self._calls, self._kept)
         async with aclosing(batch.events()) as events:
             async for event in events:
                 yield event

@@ -89,6 +89,10 @@ class LiveRun:
         """See ports.ToolContext."""
         return await answer if self.allowance is None else await self.allowance.waiting(answer)
 
+    def exceeded(self) -> str | None:
+        """See acting.Host."""
+        return None
+
     @property
     def said(self) -> Sequence[msgspec.Raw]:
         """What the run has made where that is more than one text: its model turns with calls, their results, and the text after them."""

@@ -8,6 +8,7 @@ from mayros.core.models import Provider
 from mayros.core.ports import ModelProvider
 from mayros.core.routing import Settings
 from mayros.errors import ConfigError
+from mayros.providers.adapter import HttpAdapter
 from mayros.providers.local import LocalModel
 from mayros.providers.openai_chat import OpenAIChat
 
@@ -40,16 +41,23 @@ class Adapters:
         if provider.api == "local":
             self.local = LocalModel.connect(provider, self._state_dir, self._reactor)
             return self.local
-        if provider.api != "openai-completions":
+        if (kind := _adapter(provider.api)) is None:
             return None
         if not provider.base_url:
             raise ConfigError(f"models.providers.{provider.id}.baseUrl is not set")
-        return OpenAIChat.connect(provider, self._reactor)
+        return kind.connect(provider, self._reactor)
 
     async def close(self) -> None:
         """The model's process, then the connections."""
         if self.local is not None:
             await self.local.stop()
         for adapter in self._made.values():
-            if isinstance(adapter, OpenAIChat):
+            if isinstance(adapter, HttpAdapter):
                 adapter.close()
+
+
+def _adapter(api: str) -> type[HttpAdapter] | None:
+    """The adapter of a wire format; loaded with the first provider that speaks it."""
+    if api == "openai-completions":
+        return OpenAIChat
+    return None

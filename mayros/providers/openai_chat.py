@@ -1,35 +1,27 @@
 """Models that speak OpenAI's chat completions: the `openai-completions` provider, and the embedded model's own server.
 
-`chat_request` writes the request (pure), chat_decoder.py reads the answer, `OpenAIChat` joins them to the HTTP client. The model is always
-asked to stream. Imports core, errors, events, messages, net.http, providers.chat_decoder and providers.failures.
+`chat_request` writes the request (pure), chat_decoder.py reads the answer, adapter.py does the rest. The model is always asked to stream.
 """
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from operator import is_
-from typing import Any
 
 import msgspec
 
-from mayros.core.models import Model, Provider
+from mayros.core.models import Model
 from mayros.core.ports import ModelRequest, ToolSpec
-from mayros.errors import UpstreamError
-from mayros.events import Event
 from mayros.messages import ImagePart, TextPart, text_of, unpack
-from mayros.net.http import Connection, Failed, Origin, header_lines, origin_for
-from mayros.providers.chat_decoder import TEXT_LIMIT, ChatDecoder
-from mayros.providers.failures import BODY_LIMIT, Redactor, client_failure, refusal
+from mayros.providers.adapter import HttpAdapter
+from mayros.providers.chat_decoder import ChatDecoder
 
 __all__ = ["ChatDecoder", "OpenAIChat", "chat_request"]
 
 PATH = b"/chat/completions"
 
 _NEW_LIMIT_NAME = re.compile(r"(?:openai/)?(?:o\d|gpt-5)")
-_RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_SECRET_NAME = re.compile(r"auth|key|token|secret|cookie", re.IGNORECASE)
 #: How the canonical JSON of a tool message begins, and of one whose content is a list of parts.
 _TOOL = b'{"role":"tool"'
 _PARTS = _TOOL + b',"content":['
@@ -118,92 +110,22 @@ def _limit_name(model: Model) -> str:
     return "max_completion_tokens" if new and _NEW_LIMIT_NAME.match(model.id) else "max_tokens"
 
 
-class OpenAIChat:
-    """The adapter for one provider. `secrets`: more texts that must never be shown, besides the provider's own key and headers."""
+class OpenAIChat(HttpAdapter):
+    """See the module."""
 
-    def __init__(self, provider: Provider, origin: Origin, secrets: Iterable[str] = (), now: Callable[[], float] = time.time) -> None:
-        self._provider, self._origin, self._now = provider, origin, now
-        hidden = [value for name, value in provider.headers.items() if _SECRET_NAME.search(name) or len(value) >= 20]
-        self._redact = Redactor([provider.key, *hidden, *secrets])
-        self._headers = header_lines(_headers(provider))
-        self._refuse_usage: set[str] = set()  # models whose server refuses `stream_options`
+    def path(self, request: ModelRequest) -> bytes:
+        """See HttpAdapter."""
+        return PATH
 
-    def __repr__(self) -> str:
-        return f"<OpenAIChat {self._provider.id}>"
+    def body(self, request: ModelRequest, dropped: frozenset[str]) -> tuple[bytes, ...]:
+        """See HttpAdapter."""
+        ask_usage = "stream_options" not in dropped and request.model.compat.get("supportsUsageInStreaming") is not False
+        return chat_request(request, ask_usage)
 
-    @classmethod
-    def connect(cls, provider: Provider, reactor: Any, secrets: Iterable[str] = ()) -> OpenAIChat:
-        """The adapter with connections of its own. Raises ConfigError for a URL, header or certificate file that cannot be used."""
-        origin = origin_for(
-            provider.base_url,
-            {},
-            reactor,
-            connect_timeout=provider.limits.connect,
-            first_byte_timeout=provider.limits.first_byte,
-            idle_timeout=provider.limits.idle,
-            max_connections=provider.max_connections,
-            ca_path=provider.ca_path,
-        )
-        return cls(provider, origin, secrets)
+    def optional(self, request: ModelRequest) -> Iterable[str]:
+        """See HttpAdapter."""
+        return ("stream_options",)
 
-    def close(self) -> None:
-        """Close the connections that are not in use."""
-        self._origin.close()
-
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
-        """See ports.ModelProvider."""
-        decoder = ChatDecoder(self._provider.id, request.model.id, self._redact, tools=bool(request.tools))
-        try:
-            async with await self._open(request) as response:
-                kind = response.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-                if kind in (b"text/event-stream", b""):
-                    async for piece in response:
-                        events = decoder.feed(piece)
-                        if decoder.done and decoder.complete:
-                            response.settle()
-                        if events:
-                            yield events
-                        if decoder.done:
-                            break
-                elif kind == b"application/json" or kind.endswith(b"+json"):
-                    body = await response.read(TEXT_LIMIT)
-                    yield decoder.whole(body)
-                else:
-                    shown = self._redact.short(kind.decode("latin-1"))
-                    raise UpstreamError(f"The provider {self._provider.id!r} answered with {shown} instead of a stream of events.")
-        except Failed as error:
-            if not decoder.complete:
-                raise client_failure(error, self._provider.id) from error
-        events = decoder.close()
-        if events:
-            yield events
-
-    async def _open(self, request: ModelRequest) -> Connection:
-        """The response, with status 200; any other is raised as what it means."""
-        headers = self._headers
-        if _RUN_ID.fullmatch(request.run_id):
-            headers += f"X-Request-Id: {request.run_id}\r\n".encode("ascii")
-        model = request.model
-        while True:
-            ask_usage = model.id not in self._refuse_usage and model.compat.get("supportsUsageInStreaming") is not False
-            response = await self._origin.post(PATH, chat_request(request, ask_usage), headers)
-            if response.status == 200:
-                return response
-            async with response:
-                try:
-                    body = b"" if 300 <= response.status < 400 else await response.read(BODY_LIMIT)
-                except Failed:
-                    body = b""  # the status says enough
-            if ask_usage and response.status in (400, 422) and b"stream_options" in body:
-                self._refuse_usage.add(model.id)
-                continue
-            raise refusal(response.status, response.headers, body, self._provider.id, self._redact, self._now())
-
-
-def _headers(provider: Provider) -> dict[str, str]:
-    """The headers of each request; those of the configuration win."""
-    headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-    if provider.key and provider.auth_header:
-        headers["Authorization"] = f"Bearer {provider.key.strip()}"
-    own = {name.lower() for name in provider.headers}
-    return {**{name: value for name, value in headers.items() if name.lower() not in own}, **provider.headers}
+    def decoder(self, request: ModelRequest) -> ChatDecoder:
+        """See HttpAdapter."""
+        return ChatDecoder(self._provider.id, request.model.id, self._redact, tools=bool(request.tools))
