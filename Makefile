@@ -46,11 +46,13 @@ check: $(VENV)/.installed-check ## lint, formatting and types
 bench: $(VENV)/.installed-test ## measure against a floor of the same run
 	$(BIN)/python -m bench
 
-faults: $(VENV)/.installed-test ## kill -9 the gateway many times and look for what was lost
+faults: $(VENV)/.installed-test ## kill -9 the gateway many times, restart it under load, and look for what was lost
 	$(BIN)/python .ci/kill9.py --rounds 25
+	$(BIN)/python -m bench.restarts
 
-docs: $(VENV)/.installed ## write docs/protocol.schema.json anew from the types
+docs: $(VENV)/.installed ## write docs/protocol.schema.json and docs/openapi.json anew from the types
 	$(BIN)/python -m mayros.ws.contract docs/protocol.schema.json
+	$(BIN)/python -m mayros.web.openapi docs/openapi.json
 
 clean: ## remove .venv and everything else that was made here
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis .coverage

@@ -3,9 +3,11 @@
     python .ci/kill9.py [--rounds N] [--seconds S] [--seed N]
 
 A daemon (twistd of this Python) on a temporary state directory; a mock model on loopback in this process; 16 conversations that post turn after
-turn, half of them streamed. A turn counts as acknowledged when its whole answer arrived: the JSON, or the stream up to `[DONE]`. After each
-kill the gateway is started again and must become ready, the store must pass SQLite's integrity check, and each acknowledged turn must be in it
-exactly once and in order; a turn without acknowledgement may be there once or not at all. Only processes that this script started are ended.
+turn, half of them streamed, half with an idempotency key. A turn counts as acknowledged when its whole answer arrived: the JSON, or the stream up
+to `[DONE]`. After each kill the gateway is started again and must become ready, the store must pass SQLite's integrity check, and each acknowledged
+turn must be in it exactly once and in order; a turn without acknowledgement may be there once or not at all. Before that, keyed turns that were not
+acknowledged are sent once more: they are answered, or said to have been stopped, and are in the store once at most all the same. Only processes that
+this script started are ended.
 """
 
 from __future__ import annotations
@@ -153,6 +155,8 @@ class Conversation:
         self.sent: list[str] = []
         self.acknowledged: list[str] = []
         self.refused: collections.Counter[str] = collections.Counter()
+        #: How many turns were sent once more, and how many of these were answered.
+        self.repeated = self.replayed = 0
 
     def run(self, stop: threading.Event) -> None:
         """Post turn after turn over one connection until `stop`, or until the gateway is gone."""
@@ -166,19 +170,53 @@ class Conversation:
             connection.close()
 
     def _turn(self, connection: http.client.HTTPConnection) -> None:
-        marker = f"turn-{self.number}-{len(self.sent)}-{os.urandom(4).hex()}"
-        streamed = len(self.sent) % 2 == 1
-        user_name = user(self.number, len(self.sent))
-        body = {"model": "mayros", "user": user_name, "stream": streamed, "messages": [{"role": "user", "content": f"say {marker}"}]}
-        self.sent.append(marker)
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"})
+        self.sent.append(f"turn-{self.number}-{len(self.sent)}-{os.urandom(4).hex()}")
+        status, data = self._ask(connection)
+        if status != 200:
+            self.refused[f"{status} {data[:200]!r}"] += 1
+
+    def _ask(self, connection: http.client.HTTPConnection) -> tuple[int, bytes]:
+        """Send the newest turn; status and body of what came."""
+        turn, marker = len(self.sent) - 1, self.sent[-1]
+        streamed = turn % 2 == 1
+        body = {
+            "model": "mayros",
+            "user": user(self.number, turn),
+            "stream": streamed,
+            "messages": [{"role": "user", "content": f"say {marker}"}],
+        }
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        if self._keyed(turn):
+            headers["Idempotency-Key"] = marker
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         response = connection.getresponse()
         data = response.read()
-        if response.status != 200:
-            self.refused[f"{response.status} {data[:200]!r}"] += 1
-            return
-        if data.endswith(b"data: [DONE]\n\n") if streamed else marker in json.loads(data)["choices"][0]["message"]["content"]:
-            self.acknowledged.append(marker)
+        if response.status == 200:
+            whole = data.endswith(b"data: [DONE]\n\n") if streamed else marker in json.loads(data)["choices"][0]["message"]["content"]
+            if whole:
+                self.acknowledged.append(marker)
+        return response.status, data
+
+    @staticmethod
+    def _keyed(turn: int) -> bool:
+        return turn % 4 < 2
+
+    def repeat(self) -> str | None:
+        """After a kill: the newest turn once more, if it has a key and was not acknowledged. What is wrong with the answer."""
+        if not self.sent or not self._keyed(len(self.sent) - 1) or self.sent[-1] in self.acknowledged[-1:]:
+            return None
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            status, data = self._ask(connection)
+        except (OSError, http.client.HTTPException) as error:
+            return f"no answer to the repeat of {self.sent[-1]}: {error!r}"
+        finally:
+            connection.close()
+        self.repeated += 1
+        if status == 200 and self.sent[-1] in self.acknowledged[-1:]:
+            self.replayed += 1
+            return None
+        return None if status == 503 and b'"server_shutdown"' in data else f"the repeat of {self.sent[-1]}: {status} {data[:200]!r}"
 
 
 def check(store: Path, conversations: list[Conversation]) -> list[str]:
@@ -286,7 +324,8 @@ def main() -> int:
             for thread in threads:
                 thread.join(30)
             again = daemon.start()
-            wrong = check(store, conversations)
+            wrong = [fault for each in conversations if (fault := each.repeat()) is not None]
+            wrong += check(store, conversations)
             gained = sum(len(each.acknowledged) for each in conversations) - before
             say(f"round {number + 1}: ready in {ready:.1f} s, killed after {moment:.2f} s, {gained} turns acknowledged, ready again in {again:.1f} s")
             if not gained and moment > 2:
@@ -312,6 +351,7 @@ def main() -> int:
         say(line)
     sent = sum(len(each.sent) for each in conversations)
     acknowledged = sum(len(each.acknowledged) for each in conversations)
+    say(f"{sum(each.repeated for each in conversations)} sent once more, {sum(each.replayed for each in conversations)} of them answered")
     verdict = "each acknowledged turn is there once" if not wrong else f"{len(wrong)} faults, log and store kept in {home}"
     say(f"{chosen.rounds} rounds, seed {seed}: {sent} turns sent, {acknowledged} acknowledged: {verdict}")
     if not wrong:

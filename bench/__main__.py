@@ -16,8 +16,17 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bench import decode_measure as decode
+from bench import failover_measure as failover
+from bench import image_measure as images
+from bench import large_measure as large
 from bench import measure as http
+from bench import metrics_measure as metrics
+from bench import reload_measure as reloads
+from bench import resume_measure as resume
+from bench import token_measure as tokens
 from bench import tool_measure as tools
+from bench import vendor_measure as vendors
 from bench import ws_measure as ws
 from bench.measure import Effort, Failures, Row
 from bench.rig import BenchError, Rig, filesystem, fsync_seconds
@@ -25,7 +34,20 @@ from bench.rig import BenchError, Rig, filesystem, fsync_seconds
 FULL = Effort(rounds=5, seconds=3.0, starts=5, bursts=3, pass_requests=10_000)
 QUICK = Effort(rounds=2, seconds=1.0, starts=1, bursts=1, pass_requests=1_000, sockets=500, idle_seconds=3.0, watchers=200, churn=1_000)
 # What leaves more sessions than are kept comes last: the store prunes them while the next measure runs.
-MEASURES = {**tools.MEASURES, **http.MEASURES, **ws.MEASURES}
+MEASURES = {
+    **large.MEASURES,
+    **images.MEASURES,
+    **tokens.MEASURES,
+    **resume.MEASURES,
+    **tools.MEASURES,
+    **failover.MEASURES,
+    **vendors.MEASURES,
+    **decode.MEASURES,
+    **reloads.MEASURES,
+    **metrics.MEASURES,
+    **http.MEASURES,
+    **ws.MEASURES,
+}
 PACKAGES = ("twisted", "klein", "autobahn", "msgspec", "httptools", "SQLAlchemy")
 
 

@@ -23,7 +23,9 @@ from bench import wire
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Agents of the gateway under test, each with the mock model of the same digits.
-SHAPES = ("8", "64", "50x50ms", "400x5ms", "read4-8", "exec1-8")
+SHAPES = ("8", "64", "10000", "50x50ms", "400x5ms", "read4-8", "exec1-8")
+#: Agents whose model streams 64 tokens in another wire format: that format, and the path of its base URL.
+VENDORS = {"anthropic": ("anthropic-messages", ""), "responses": ("openai-responses", "/v1"), "google": ("google-generative-ai", "/v1beta")}
 INSTRUCTIONS = """# Instructions
 
 You are the assistant of a small team. Answer in the language of the question, shortly and exactly. Say so when you do not know something.
@@ -193,8 +195,9 @@ class Rig:
         while self._running:
             self._running.pop().end()
 
-    def _start(self, name: str, arguments: list[str], cores: set[int] | None, pipes: bool = True) -> Process:
-        process = Process([sys.executable, *arguments], self.folder, name, cores, pipes, self.environ)
+    def _start(self, name: str, arguments: list[str], cores: set[int] | None, pipes: bool = True, state: str = "state") -> Process:
+        environ = self.environ | {"MAYROS_STATE_DIR": str(self.folder / state)}
+        process = Process([sys.executable, *arguments], self.folder, name, cores, pipes, environ)
         self._running.append(process)
         return process
 
@@ -233,19 +236,22 @@ class Rig:
             self._stop(process)
 
     @contextlib.contextmanager
-    def subject(self) -> Iterator[Server]:
-        """A fresh process of what is under test, on the state directory of this run."""
+    def subject(self, dead: int = 0, metrics: bool = False) -> Iterator[Server]:
+        """A fresh process of what is under test, on the state directory of this run. `dead`: agents `dead0` ... whose primary refuses connections.
+
+        `metrics`: with `/metrics`, and a state directory of its own.
+        """
         if not self.gateway:
             with self.floor() as server:
                 yield server
             return
         self._serial += 1
         port, secret = free_port(), secrets.token_hex(16)
-        config = self._configure(port, secret)
+        config = self._configure(port, secret, dead, metrics)
         twistd = ["-c", "from twisted.scripts.twistd import run; run()"]  # `python -m twisted` is `twist`, another program
         arguments = [*twistd, "-n", "--pidfile=", "mayros", "--config", str(config), "--port", str(port)]
         began = time.monotonic()
-        process = self._start(f"mayros-{self._serial}", arguments, self.server_cores, pipes=False)
+        process = self._start(f"mayros-{self._serial}", arguments, self.server_cores, pipes=False, state="measured" if metrics else "state")
         try:
             give_up = began + self.left(30)
             while not self._listening(port):
@@ -269,7 +275,7 @@ class Rig:
             sock.settimeout(1)
             return sock.connect_ex(("127.0.0.1", port)) == 0
 
-    def _configure(self, port: int, secret: str) -> Path:
+    def _configure(self, port: int, secret: str, dead: int, metrics: bool) -> Path:
         """Write the gateway's configuration: one agent for each mock model, one workspace with instructions for all."""
         workspace = self.folder / "workspace"
         workspace.mkdir(exist_ok=True)
@@ -283,8 +289,18 @@ class Rig:
                 "http": {"endpoints": {"chatCompletions": {"enabled": True}}},
                 # all 500 clients come from one address
                 "limits": {"maxConnectionsPerAddress": 4096},
+                "metrics": {"enabled": metrics},
             },
-            "agents": {"list": [{"id": f"a{shape}", "model": f"mock/mock-{shape}", "workspace": str(workspace)} for shape in SHAPES]},
+            "agents": {
+                "list": [
+                    *({"id": f"a{shape}", "model": f"mock/mock-{shape}", "workspace": str(workspace)} for shape in SHAPES),
+                    *(
+                        {"id": f"dead{n}", "model": {"primary": f"dead{n}/x", "fallbacks": ["mock/mock-8"]}, "workspace": str(workspace)}
+                        for n in range(dead)
+                    ),
+                    *({"id": name, "model": f"mock-{name}/mock-64", "workspace": str(workspace)} for name in VENDORS),
+                ]
+            },
             # nobody is there to be asked
             "tools": {"exec": {"security": "full", "ask": "off"}},
             "models": {
@@ -293,12 +309,22 @@ class Rig:
                         "baseUrl": f"http://127.0.0.1:{self.upstream_port}/v1",
                         "apiKey": "mock-key-0123456789",
                         "api": "openai-completions",
-                        "models": [{"id": f"mock-{shape}"} for shape in SHAPES],
-                    }
+                        "models": [{"id": f"mock-{shape}", "input": ["text", "image"]} for shape in SHAPES],
+                    },
+                    **{
+                        f"mock-{name}": {
+                            "baseUrl": f"http://127.0.0.1:{self.upstream_port}{path}",
+                            "apiKey": "mock-key-0123456789",
+                            "api": api,
+                            "models": [{"id": "mock-64", "input": ["text", "image"]}],
+                        }
+                        for name, (api, path) in VENDORS.items()
+                    },
+                    **{f"dead{n}": {"baseUrl": f"http://127.0.0.1:{free_port()}/v1", "models": [{"id": "x"}]} for n in range(dead)},
                 }
             },
         }
-        path = self.folder / "mayros.json"
+        path = self.folder / ("measured.json" if metrics else "mayros.json")
         path.write_text(json.dumps(config, indent=2))
         path.chmod(0o600)
         return path
@@ -313,12 +339,13 @@ class Rig:
         requests: int = 0,
         limit: float = 30,
         meanwhile: Callable[[], None] | None = None,
+        agent: str | None = None,
     ) -> Result:
-        """Put load on a server. `seconds` or `requests` says how much, `limit` how long an answer may stay away."""
+        """Put load on a server. `seconds` or `requests` says how much, `limit` how long an answer may stay away. `agent`: not the shape's."""
         limit = self.left(seconds + limit)
         job: dict[str, Any] = {
             "port": server.port,
-            "request": wire.request(f"mayros:a{shape}", stream, server.secret).decode(),
+            "request": wire.request(f"mayros:{agent or f'a{shape}'}", stream, server.secret).decode(),
             "tokens": wire.shape(shape)[0],
             "stream": stream,
             "clients": clients,

@@ -1,7 +1,9 @@
 """The mock upstream: an OpenAI-like server that costs next to nothing. `python -m bench.upstream` prints its port and serves loopback.
 
 One thread, one epoll loop, answers made in advance. A reply without a delay leaves in one write, so the other side gets all its
-chunks in one read; each event is an HTTP chunk of its own, as real providers send them. Ends with its standard input. Imports bench.wire.
+chunks in one read; each event is an HTTP chunk of its own, as real providers send them.
+
+Ends with its standard input. Imports bench.wire and bench.vendors.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import socket
 import sys
 import time
 
+from bench import vendors
 from bench.wire import RECORDED, TOOLS, shape, token, tool
 
 _STREAM_HEAD = b"\r\n".join(
@@ -111,16 +114,18 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         self.sock, self.inbox, self.outbox, self.closed = sock, bytearray(), bytearray(), False
 
-    def take(self) -> bytes | None:
-        """The body of the next whole request, or None while there is none; ValueError for what is not one."""
+    def take(self) -> tuple[bytes, bytes] | None:
+        """Address and body of the next whole request, or None while there is none; ValueError for what is not one."""
         end = self.inbox.find(b"\r\n\r\n")
         if end < 0:
             if len(self.inbox) > 65536:
                 raise ValueError("head too long")
             return None
+        method, _, rest = bytes(self.inbox[:end]).partition(b" ")
+        target = rest.partition(b" ")[0]
         head = bytes(self.inbox[:end]).lower()
-        if not head.startswith(b"post /v1/chat/completions "):
-            raise ValueError("only POST /v1/chat/completions is served")
+        if method != b"POST" or (target != b"/v1/chat/completions" and vendors.vendor(target) is None):
+            raise ValueError("only POST of a vendor's address is served")
         _, found, rest = head.partition(b"\r\ncontent-length:")
         length = int(rest.partition(b"\r\n")[0]) if found else 0
         if not 0 < length <= _MAX_REQUEST:
@@ -129,7 +134,7 @@ class Connection:
             return None
         body = bytes(self.inbox[end + 4 : end + 4 + length])
         del self.inbox[: end + 4 + length]
-        return body
+        return target, body
 
 
 class Upstream:
@@ -193,14 +198,17 @@ class Upstream:
             return
         connection.inbox += data
         try:
-            while (body := connection.take()) is not None:
-                self._answer(connection, body)
+            while (asked := connection.take()) is not None:
+                self._answer(connection, *asked)
         except ValueError as error:
             self._write(connection, refusal(str(error)))
             self._close(connection)
 
-    def _answer(self, connection: Connection, body: bytes) -> None:
+    def _answer(self, connection: Connection, target: bytes, body: bytes) -> None:
         question = json.loads(body)
+        if (name := vendors.vendor(target)) is not None:
+            self._write(connection, vendors.stream(name, shape(vendors.model_of(name, target, question))[0]))
+            return
         if question["model"] == RECORDED:
             self._write(connection, _ok(json.dumps(list(self._kept)).encode()))
             return

@@ -19,6 +19,8 @@ class GatewayError(Exception):
     frame_code = "UNAVAILABLE"
     #: Whether another model may be tried instead (as long as nothing has reached the client).
     fallback = False
+    #: Of a model's failure: its kind (core/failover.py), for what is asked next and for how long its key rests.
+    kind: str | None = None
     #: Whole seconds for `Retry-After`; None sends no such header.
     retry_after: int | None = None
     #: Value of `x-should-retry`; None leaves the decision to the client.
@@ -70,7 +72,7 @@ class InvalidValue(InvalidRequest):
 class ContextLengthExceeded(InvalidRequest):
     """The conversation does not fit into the model's context window. Start a new session, or send less text."""
 
-    code = "context_length_exceeded"
+    code, kind = "context_length_exceeded", "overflow"
 
 
 class Unauthorized(GatewayError):
@@ -156,6 +158,12 @@ class IdempotencyConflict(GatewayError):
     status, type, code, frame_code = 422, "invalid_request_error", "idempotency_key_reused", "INVALID_REQUEST"
 
 
+class StreamNotKept(GatewayError):
+    """The stream is not kept from there on."""
+
+    status, type, code, frame_code = 422, "invalid_request_error", "stream_not_kept", "INVALID_REQUEST"
+
+
 class TooManyAuthFailures(GatewayError):
     """Too many failed authentication attempts. Try again later."""
 
@@ -168,34 +176,58 @@ class QueueFull(GatewayError):
     status, type, code, retry_after = 429, "rate_limit_error", "queue_full", 1
 
 
+class BudgetExceeded(GatewayError):
+    """Today's limit on spending is reached. It begins anew at midnight, UTC."""
+
+    status, type, code, should_retry = 429, "rate_limit_error", "budget_exceeded", False
+
+
 class RateLimited(GatewayError):
     """The model's provider limits the rate of requests. Try again later."""
 
-    status, type, code, fallback = 429, "rate_limit_error", "rate_limit_exceeded", True
+    status, type, code, fallback, kind = 429, "rate_limit_error", "rate_limit_exceeded", True, "rate_limit"
 
 
 class InsufficientQuota(GatewayError):
     """The quota or credit at the model's provider is used up."""
 
-    status, type, code, fallback, should_retry = 429, "insufficient_quota", "insufficient_quota", True, False
+    status, type, code, fallback, should_retry, kind = 429, "insufficient_quota", "insufficient_quota", True, False, "billing"
 
 
 class UpstreamError(GatewayError):
     """The model's provider could not be reached or gave an answer that makes no sense."""
 
-    status, type, code, fallback = 502, "api_error", "upstream_error", True
+    status, type, code, fallback, kind = 502, "api_error", "upstream_error", True, "server"
 
 
 class UpstreamRefused(UpstreamError):
     """The model's provider refused the request."""
 
-    fallback, should_retry = False, False
+    fallback, should_retry, kind = False, False, "refused"
+
+
+class ToolChoiceIgnored(GatewayError):
+    """The model did not call the function that tool_choice demands."""
+
+    status, type, code, should_retry = 502, "api_error", "tool_choice_unsatisfied", False
+
+
+class FormatUnsatisfied(GatewayError):
+    """The model's answer does not fit response_format."""
+
+    status, type, code, should_retry = 502, "api_error", "response_format_unsatisfied", False
 
 
 class Unavailable(GatewayError):
     """The gateway cannot take this now. Try again shortly."""
 
     status, type, code, retry_after = 503, "api_error", "unavailable", 1
+
+
+class Stopping(Unavailable):
+    """The gateway is stopping. Try again shortly."""
+
+    retry_after = 2
 
 
 class StorageUnavailable(GatewayError):
@@ -213,7 +245,7 @@ class ServerShutdown(GatewayError):
 class UpstreamTimeout(GatewayError):
     """The model's provider did not answer in time."""
 
-    status, type, code, fallback = 504, "api_error", "upstream_timeout", True
+    status, type, code, fallback, kind = 504, "api_error", "upstream_timeout", True, "timeout"
 
 
 class RunTimeout(GatewayError):
@@ -224,6 +256,10 @@ class RunTimeout(GatewayError):
 
 class ToolFailed(Exception):
     """A tool could not do what was asked; the text tells the model what to do instead."""
+
+
+class InputFailed(Exception):
+    """What a request brought or named could not be used; the text says why, in words that follow a colon."""
 
 
 class StartError(Exception):
@@ -253,3 +289,17 @@ def bare(error: E) -> E:
         one.__traceback__ = one.__context__ = None
         one = following
     return error
+
+
+def class_of(code: str) -> type[GatewayError]:
+    """The class of an error by its code, as it is recorded of a run; `invalid_request` is that of one without a code."""
+    if code == "invalid_request":
+        return InvalidRequest
+    if not _classes:
+        for kind in list(globals().values()):
+            if isinstance(kind, type) and issubclass(kind, GatewayError) and kind.code:
+                _classes.setdefault(kind.code, kind)  # the most general one comes first
+    return _classes.get(code, GatewayError)
+
+
+_classes: dict[str, type[GatewayError]] = {}

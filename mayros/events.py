@@ -54,7 +54,8 @@ class RunStarted(Event, frozen=True, gc=False):
 class ModelFailed(Event, frozen=True, gc=False):
     """A model, or a key of its provider, could not answer, and another try follows: what failed, as which kind of failure, and what is tried next.
 
-    `credential` names the key and is none. `kind` is a word of core/failover.py. `provider`, `model`: what failed; `next_*`: what is tried now.
+    `credential` names the key and is none. `kind` is a word of core/failover.py, or why it was not asked (core/course.py). `provider`, `model`: what
+    failed; `next_*`: what is tried now.
     """
 
     provider: str
@@ -88,6 +89,18 @@ class ReasoningDelta(Event, frozen=True, gc=False):
 
 class ToolCallDelta(Event, frozen=True, gc=False):
     """A part of a tool call that the model is writing. `index` tells the calls of one model turn apart; id and name come in its first part."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+class CallerCallDelta(Event, frozen=True, gc=False):
+    """A part of a call of one of the caller's own tools, for the caller. `index` counts these calls from 0 within the model turn.
+
+    `id` and `name` are set in the first part of a call, and in no other.
+    """
 
     index: int
     arguments: str

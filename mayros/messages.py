@@ -34,10 +34,11 @@ class TextPart(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="tex
     text: str
 
 
-class ImageUrl(msgspec.Struct, frozen=True, gc=False):
-    """`url` is a `data:` URL: no image is fetched from elsewhere."""
+class ImageUrl(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """`url` is a `data:` URL, whatever its sender gave. `detail`: how closely a model is to look, in OpenAI's words; None: as it likes."""
 
     url: str
+    detail: str | None = None
 
 
 class ImagePart(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="image_url"):
@@ -73,6 +74,11 @@ class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Message).decode
+#: How a message with parts begins, and what stands before the URL of each image; inside of texts quotes have backslashes.
+_PARTS = (b'{"role":"user","content":[', b'{"role":"tool","content":[')
+_BRACKET_AT = len(_PARTS[0]) - 1
+_URL = b'"image_url":{"url":"'
+_LARGE = 64 << 10
 
 
 def text_of(message: Message) -> str:
@@ -91,3 +97,53 @@ def pack(message: Message) -> msgspec.Raw:
 def unpack(raw: msgspec.Raw | bytes) -> Message:
     """The message of canonical JSON bytes; raises msgspec.DecodeError on anything else."""
     return _decode(raw)
+
+
+def data_of(raw: msgspec.Raw) -> bytes:
+    """The bytes of a canonical message. Megabytes are not copied for it, which would take milliseconds, where the message was made of them."""
+    if memoryview(raw).nbytes < _LARGE:
+        return bytes(raw)
+    kept: object = raw.__reduce__()[1][0]  # as it would be pickled: what it refers to
+    return kept if isinstance(kept, bytes) else bytes(raw)
+
+
+def has_parts(raw: msgspec.Raw) -> bool:
+    """Whether a canonical message has parts, so that there are images in it. Looks at its beginning only, however large it is."""
+    view = memoryview(raw)
+    return view[_BRACKET_AT : _BRACKET_AT + 1] == b"[" and view[: _BRACKET_AT + 1] in _PARTS
+
+
+def image_urls(data: bytes) -> list[tuple[int, int]]:
+    """Where the URLs of the images stand in the bytes of a canonical message: beginning and end of each.
+
+    Large images are found so in a tenth of the time that reading the JSON would take.
+    """
+    found, at = [], data.find(_URL)
+    while at >= 0:
+        start = at + len(_URL)
+        end = data.index(b'"', start)
+        found.append((start, end))
+        at = data.find(_URL, end)
+    return found
+
+
+def image_type(data: bytes) -> str | None:
+    """The media type of an image by its first bytes, 12 of which say enough; None where it is none that this gateway knows."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data[4:8] == b"ftyp":
+        return _BRANDS.get(data[8:12])
+    return None
+
+
+#: Of the container that pictures of phones come in: how its content is coded.
+_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "image/heic"),
+    **dict.fromkeys((b"mif1", b"msf1", b"heif"), "image/heif"),
+}

@@ -6,35 +6,40 @@ The agent run with its store and providers is `runtime.Core`; `Gateway` adds the
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn, cast
 
 import msgspec
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred
+from twisted.internet.defer import maybeDeferred
 from twisted.logger import ILogObserver, Logger
-from twisted.web.server import Request
 
 from mayros.config.secret import AuthSecret, resolve
-from mayros.core.address import Address, AddressRules
-from mayros.core.auth import Authenticator, make_limiter
 from mayros.core.limits import Budget, ConnectionCounter
+from mayros.core.quota import Quotas
 from mayros.core.routing import Settings
+from mayros.doors import Doors
 from mayros.errors import StartError
+from mayros.inforce import InForce
+from mayros.net.fetch import Fetcher
+from mayros.net.pdf import PdfTexts
+from mayros.net.redact import Redactor
 from mayros.net.statedir import StateDir, raise_open_files
-from mayros.ops.control import ConfigFile
 from mayros.ops.health import Health
 from mayros.ops.listen import Listeners, configured, parse_endpoint
-from mayros.ops.logs import AccessLog, Redactor, console
+from mayros.ops.logs import console
+from mayros.ops.systemd import Heartbeat, Manager
 from mayros.runtime import Core, known_secrets, wall_ms
+from mayros.seeing import Parts, Seeing
+from mayros.stopping import Stopping
 from mayros.storage.overview import overview
-from mayros.web.app import ROUTES, Api, Root
-from mayros.web.gate import Gate
+from mayros.web.app import Api, Root
+from mayros.web.inputs import Inputs
 from mayros.web.request import GatewayRequest
 from mayros.web.site import GatewaySite
 from mayros.web.sse import Ticker
@@ -45,9 +50,6 @@ log = Logger()
 
 #: Descriptors kept for files, the store and the model.
 RESERVED_FILES = 128
-#: After the grace: for aborted runs to be recorded and their last bytes to leave.
-ABORT_SECONDS = 5.0
-LINGER_SECONDS = 1.0
 
 
 def program_version() -> str:
@@ -71,6 +73,7 @@ class Start(msgspec.Struct, frozen=True):
     listen: tuple[str, ...]
     allow_unconfigured: bool
     began: float
+    manager: Manager = msgspec.field(default_factory=Manager)
 
 
 class Gateway(MultiService):
@@ -90,7 +93,8 @@ class Gateway(MultiService):
         self._port = self._chosen_port()
         self._listeners = Listeners()
         self._redact = Redactor(known_secrets(settings))
-        self.observer = console(config.logging.level, config.logging.console_style, lambda text: self._redact(text))
+        logging = config.logging
+        self.observer = console(logging.level, logging.console_style, self._redact, console_level=logging.console_level)
         self.stopping = False
 
     def _chosen_port(self) -> int:
@@ -120,7 +124,8 @@ class Gateway(MultiService):
 
     def _open(self) -> None:
         settings, reactor, config = self._settings, self._reactor, self._settings.config
-        signal.signal(signal.SIGHUP, self._hangup)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something that could be read again
+        self._seeing = Seeing(settings, self.observer, reactor, self._redact, program_version())
         for warning in settings.warnings:
             log.warn("{warning}", warning=warning)
         self.state = StateDir.open(settings.state_dir)
@@ -129,15 +134,21 @@ class Gateway(MultiService):
             log.warn("{warning}", warning=warning)
         files = raise_open_files()
         secret = self._secret()
-        self._redact = Redactor([*known_secrets(settings), secret.value])
-        self.core = Core(settings, self.state, reactor, settings.environ)
-        self.control = ConfigFile(settings, self.core.in_thread, wall_ms, self.core.providers.check)
-        self.core.current, self.core.redact = lambda: self.control.current, self._redact
+        self._settings = settings = msgspec.structs.replace(settings, secret=secret)
+        self._redact.know(secret.value)
+        self.core = Core(settings, self.state, reactor, settings.environ, self._redact)
+        self._in_force = InForce(settings, self.core, self.state, self._redact, self.observer, self._start.manager, reactor, self.status)
+        self.control = self._in_force.control
+        self.core.current = lambda: self.control.current
         self.core.open()
-        self._build_doors(secret, files)
+        self._build_doors(files)
         self._listen(secret)
-        self.access.start()
+        self._seeing.look_at(self._parts)
+        self._seeing.start()
         self.health.start()
+        self._in_force.start()
+        self.heartbeat = Heartbeat(self._start.manager, reactor, lambda: self.core.database.stalled_seconds, self.status)
+        reactor.callWhenRunning(self.heartbeat.start)
         log.info("listening on {urls}", urls=", ".join(self._listeners.urls))
         log.info(
             "{version} ready in {seconds:.2f} s: agents {agents}, authentication {mode}, state in {state}",
@@ -166,25 +177,32 @@ class Gateway(MultiService):
             raise StartError("gateway.auth.mode is password, but no password is set: gateway.auth.password or MAYROS_GATEWAY_PASSWORD.")
         return secret
 
-    def _build_doors(self, secret: AuthSecret, files: int) -> None:
+    def _build_doors(self, files: int) -> None:
         settings, reactor, config, core = self._settings, self._reactor, self._settings.config, self.core
         limits = config.gateway.limits
-        self._limiter = make_limiter(limits_of) if (limits_of := config.gateway.auth.rate_limit) is not None else None
-        self.access = AccessLog(self.state.join("logs"), reactor, time.time, lambda text: self._redact(text))
         self.health = Health(lambda: self.control.current, lambda: overview(core.database), reactor, wall_ms)
         bodies = Budget(limits.body_budget)
         control = self.control
-        api = Api(control, core.runs, bodies, Ticker(reactor), self.not_ready)
-        self._judge(secret, ())
+        inputs = Inputs(core.in_thread, Fetcher(reactor), PdfTexts(reactor, settings.environ))
+        ticker = Ticker(reactor)
+        api = Api(control, core.runs, bodies, ticker, self.not_ready, inputs, core.idempotency)
+        quotas = Quotas(core.spending, wall_ms)
+        self._doors = self._in_force.doors = Doors(
+            settings, core.api_tokens, quotas, lambda settings: connections_for(files, settings.config.agents.defaults.max_concurrent)
+        )
         self._conversations = Conversations(
             config=control,
-            authenticator=self._authenticator,
+            authenticator=self._doors.authenticator,
             runs=core.runs,
             idempotency=core.idempotency,
             sessions=core.sessions,
             devices=core.devices,
             approvals=core.approvals,
             exec_rules=core.exec_rules,
+            usage=core.usage,
+            spending=core.spending,
+            api_tokens=core.api_tokens,
+            quotas=quotas,
             lanes=core.lanes,
             agent_files=core.agent_files,
             clock=reactor,
@@ -195,44 +213,38 @@ class Gateway(MultiService):
             host=socket.gethostname(),
             started_ms=wall_ms(),
             toolbox=core.toolbox,
+            model_health=core.model_health,
+            restart=self._in_force.restart_soon,
         )
         self._sockets = ControlFactory(self._conversations, reactor)
         doors = ControlResource(
             self._sockets,
             address_of=lambda request: cast(GatewayRequest, request).address,
-            origin_ok=self._origin_ok,
+            origin_ok=self._doors.origin_ok,
             released=lambda request: cast(GatewayRequest, request).channel.hand_over(),
         )
         self.site = GatewaySite(
             Root(api, doors),
-            Gate(settings, self._rules, self._authenticator, ROUTES),
+            self._doors.gate,
             bodies,
-            ConnectionCounter(
-                limits.max_connections or connections_for(files, config.agents.defaults.max_concurrent), limits.max_connections_per_address
-            ),
+            ConnectionCounter(self._doors.max_connections, limits.max_connections_per_address),
             reactor,
-            self.access.record,
+            self._seeing.record,
             time.time,
             body_seconds=limits.body_timeout_ms / 1000,
             head_seconds=limits.header_timeout_ms / 1000,
         )
-
-    def _origin_ok(self, request: Request, address: Address) -> bool:
-        """Whether the page that an upgrade comes from may talk to us; asked where there is exactly one Origin."""
-        gateway, headers = self._settings.config.gateway, request.requestHeaders.getRawHeaders
-        listed = (*gateway.control_ui.allowed_origins, *gateway.http.cors.allowed_origins)
-        return self._rules.origin_ok((headers(b"origin") or [b""])[0].decode("latin-1"), headers, address, listed)
-
-    def _judge(self, secret: AuthSecret, hosts: Any) -> None:
-        """Who may come in, by the addresses that are really listened on."""
-        self._rules = AddressRules.build(self._settings.config.gateway, hosts, lambda text: log.warn("{text}", text=text))
-        self._authenticator = Authenticator(secret.mode, secret.value, self._settings.config.gateway.auth, self._rules, self._limiter)
+        self._parts = Parts(core, control, self._conversations, self._sockets, self.site, ticker, self._doors, api, self._listeners, self.not_ready)
 
     def _listen(self, secret: AuthSecret) -> None:
         if self._endpoints:
             for endpoint, text in zip(self._endpoints, self._start.listen, strict=True):
                 kind = text.partition(":")[0]
                 self._listeners.open(endpoint, self.site, f"the {kind} endpoint of --listen", secure=kind in ("tls", "ssl"))
+        elif sockets := self._start.manager.sockets:
+            self._listeners.adopt(self._reactor, self.site, sockets)
+            if self._port not in self._listeners.tcp_ports:
+                log.warn("the service manager holds the port; {port} of the configuration is not listened on", port=self._port)
         else:
             gateway = self._settings.config.gateway
             for endpoint in configured(self._reactor, gateway, self._port):
@@ -240,9 +252,7 @@ class Gateway(MultiService):
                 if gateway.bind == "loopback":
                     self._listeners.open_ipv6_loopback(self._reactor, self.site, opened.getHost().port)
         self._listeners.judge(secret.mode)
-        self._judge(secret, self._listeners.hosts)
-        self.site.gate = Gate(self._settings, self._rules, self._authenticator, ROUTES)
-        self._conversations.authenticator = self._authenticator
+        self._doors.opened(self._listeners.hosts, self.site, self._conversations)
 
     def not_ready(self) -> str | None:
         """Why the gateway cannot take work, or None."""
@@ -257,52 +267,46 @@ class Gateway(MultiService):
             return "the embedded model is not installed, or is being restarted"
         return None
 
-    def _hangup(self, *_: object) -> None:
-        self._reactor.callFromThread(log.info, "SIGHUP: this version does not reload its configuration; restart to apply changes")
-
-    def _hurry(self, *_: object) -> None:
-        """A second signal while the gateway stops: no more grace."""
-        self._reactor.callFromThread(self.core.runs.abort_all)
+    def status(self) -> str:
+        """What goes on, in one line, for the service manager."""
+        sockets, sessions = self._sockets.open, self.health.payload()["sessions"]["count"]
+        said = f"{self.core.runs.live()} live runs, {len(self.site.channels)} HTTP and {sockets} WebSocket connections, {sessions} sessions"
+        problem = self.control.state.problem
+        return said if problem is None else f"{said}; the configuration cannot be used: {problem}"
 
     async def stopService(self) -> None:
-        """Stop in order: ports, then runs (with a grace), then clients, then the model, then the store."""
+        """Stop in order: the doors (stopping.py), then commands and the model, then the store. A second signal cuts it short."""
         if self.stopping:
             return
         self.stopping = True
+        self._in_force.stop()
+        stopping = Stopping(
+            self.site,
+            self.core.runs,
+            self._conversations.broadcaster,
+            self._listeners.close,
+            self._sockets.emptied,
+            self._reactor,
+            self.control.current.config.gateway.shutdown.grace_ms / 1000,
+            self._start.manager.stopping,
+        )
+        signals = 0
+
+        def hurry(number: int, _frame: object) -> None:
+            nonlocal signals
+            signals += 1
+            if signals > 1:
+                os._exit(128 + number)  # whoever sends a third one wants no order any more; what was acknowledged is on disk
+            self._reactor.callFromThread(stopping.hurry)
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._hurry)
-        reactor, runs = self._reactor, self.core.runs
-        grace = self._settings.config.gateway.shutdown.grace_ms / 1000
-        log.info("stopping: {count} runs are live, they may take {grace:g} s", count=runs.live(), grace=grace)
-        await self._listeners.close()
-        self.site.drain()
-        runs.drain()
-        self._conversations.broadcaster.announce("service restart", None)
-        with suppress(TimeoutError):
-            await runs.drained().addTimeout(grace, reactor)
-        if runs.live():
-            log.info("aborting {count} runs", count=runs.live())
-            runs.abort_all()
-            with suppress(TimeoutError):
-                await runs.drained().addTimeout(ABORT_SECONDS, reactor)
-        self._conversations.broadcaster.close_all()
-        with suppress(TimeoutError):
-            await self._sockets.emptied().addTimeout(ABORT_SECONDS, reactor)
-        await self._linger()
+            signal.signal(number, hurry)
+        self.heartbeat.quiet()
+        await stopping.run()
         self.health.stop()
+        self.heartbeat.stop()
         await self.core.close()
-        self.access.stop()
+        await self._seeing.stop()
         self.state.unlock()
         await maybeDeferred(super().stopService)
         log.info("stopped")
-
-    async def _linger(self) -> None:
-        """Give the last bytes a moment to leave, then cut what is left."""
-        waited = 0.0
-        while self.site.channels and waited < LINGER_SECONDS:
-            pause: Deferred[None] = Deferred()
-            reactor = self._reactor
-            reactor.callLater(0.05, pause.callback, None)
-            await pause
-            waited += 0.05
-        self.site.abort_all()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 import time
 from typing import Any, NoReturn
@@ -16,6 +18,7 @@ from mayros.config.load import config_path, load, refuse_unsupported, state_dir
 from mayros.config.secret import take_environment
 from mayros.core.routing import Settings
 from mayros.errors import StartError
+from mayros.ops.systemd import Manager, close_on_exec, scrub
 from mayros.service import Gateway, Start
 
 
@@ -77,7 +80,14 @@ def _gateway(options: Options, reactor: Any) -> Gateway:
     if not reactor.getDelayedCalls():
         # Twisted counts by the time of day; a step of that clock must not move timers, limits and lockouts.
         reactor.seconds = time.monotonic
+    signal.signal(signal.SIGHUP, _not_yet)
+    manager = Manager.of(os.environ, os.getpid())
     environ = take_environment(os.environ)
+    scrub(os.environ)
+    close_on_exec(manager.sockets)
+    if manager.watchdog_seconds is not None and sys.__stderr__ is not None:
+        # It ends what is stuck by SIGABRT: then each thread says where it is.
+        faulthandler.enable(sys.__stderr__)
     directory = state_dir(environ)
     path = options["config"] or config_path(environ)
     loaded = load(path, environ, state_dir=directory, cwd=os.getcwd())
@@ -89,9 +99,16 @@ def _gateway(options: Options, reactor: Any) -> Gateway:
         environ=loaded.environ,
         now_ms=int(time.time() * 1000),
         warnings=loaded.warnings,
+        keys=loaded.keys,
+        files=loaded.stamps,
+        variables=loaded.raw.get("env"),
     )
-    start = Start(options["port"], tuple(options["listen"]), bool(options["allow-unconfigured"]), began)
+    start = Start(options["port"], tuple(options["listen"]), bool(options["allow-unconfigured"]), began, manager)
     return Gateway(settings, start, reactor, on_start_error=_exit)
+
+
+def _not_yet(*_: object) -> None:
+    """SIGHUP before there is anything to reload. Without a handler it would end the process; ignored, it would be ignored by every child too."""
 
 
 def _exit(error: StartError) -> NoReturn:

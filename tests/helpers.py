@@ -24,29 +24,41 @@ from twisted.web.resource import Resource
 from mayros.config.schema import Config
 from mayros.core.address import AddressRules
 from mayros.core.agent import AgentLoop
+from mayros.core.api_tokens import ApiTokens
 from mayros.core.auth import Authenticator
+from mayros.core.health import ModelHealth
 from mayros.core.keys import SessionKey
 from mayros.core.lanes import LocalLanes, LocalSlots
 from mayros.core.limits import Budget, ConnectionCounter, FailureLimiter
+from mayros.core.liverun import GRACE_SECONDS
 from mayros.core.models import Model
-from mayros.core.ports import Claim, Conflict, Done, History, Lease, Live, ModelRequest, New, RunResult, SessionSettings, ToolSpec, Turn
+from mayros.core.ports import Claim, Conflict, Done, History, Lease, Live, ModelRequest, ModelTurn, New, RunResult, SessionSettings, ToolSpec, Turn
+from mayros.core.quota import Quotas
+from mayros.core.reach import space_of
 from mayros.core.routing import Agent, Settings
 from mayros.core.runs import LocalRuns
 from mayros.core.session_ports import Entry, EntryMeta, SessionQuery, SessionRow, Transcript
+from mayros.core.spending import tokens_of
+from mayros.core.token_ports import ApiToken
 from mayros.core.tool_ports import Tool, Toolbox, ToolContext, ToolResult
+from mayros.core.usage_ports import Field, UsageQuery, UsageSum, day_of
 from mayros.core.workspace_ports import WorkspaceFile
 from mayros.errors import InvalidRequest, StorageUnavailable
 from mayros.events import Event, ModelAnswered, TextDelta, ToolCallDelta, TurnFinished, Usage
 from mayros.messages import Message, pack, unpack
+from mayros.net.fetch import Fetched
+from mayros.net.pdf import PdfText
+from mayros.net.redact import Redactor
 from mayros.ops.control import ConfigFile
 from mayros.storage.agent_files import LocalAgentFiles
 from mayros.web.app import ROUTES, Api, Root
 from mayros.web.gate import Gate
+from mayros.web.inputs import Inputs
 from mayros.web.site import Access, GatewaySite
 from mayros.web.sse import Ticker
 
 TOKEN = "test-token-0123456789"
-#: What the loop hides in what tools say.
+#: What the loop hides in what tools say, and `config.get` wherever it stands.
 SECRET = "a-secret-that-nobody-may-see"
 BASE = {
     "gateway": {"mode": "local", "auth": {"token": TOKEN}, "http": {"endpoints": {"chatCompletions": {"enabled": True}}}},
@@ -152,7 +164,11 @@ class FakeStore:
         #: What `FakeSessions` knows of them.
         self.rows: dict[str, SessionRow] = {}
         self.entries: dict[str, list[Entry]] = {}
+        #: What the recorded runs used: the values of UsageQuery's fields by name, whether a run ended there, and the counts of a model turn.
+        self.used: list[tuple[dict[str, str], int, Usage]] = []
         self.broken = False
+        #: Where the answers of idempotency keys are kept.
+        self.keys: FakeIdempotency | None = None
         self._held: list[Deferred[None]] | None = None
 
     def fresh(self, session: SessionKey) -> History:
@@ -163,21 +179,37 @@ class FakeStore:
         session_id, settings = (f"s-{session}", SessionSettings()) if row is None else (row.session_id, row.settings)
         return succeed(History(session_id, None, tuple(self.sessions.get(str(session), ())), settings))
 
-    def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease, said: Sequence[msgspec.Raw] = ()) -> Deferred[None]:
+    def finish(
+        self, turn: Turn, history: History, result: RunResult, lease: Lease, said: Sequence[msgspec.Raw] = (), principal: str = ""
+    ) -> Deferred[None]:
         done: Deferred[None] = Deferred(lambda _: None)
         if self.broken:
             done.errback(StorageUnavailable())
             return done
         self.turns.append((turn, result))
+        self._count(turn, result, principal)
         made = said or (pack(Message("assistant", result.text)),)
         self._list(turn, history, result, made)
         if not turn.stateless and (said or result.text):
             self.sessions.setdefault(str(turn.session), []).extend([*turn.messages, *made])
+        if turn.claim is not None and self.keys is not None:
+            claim, keys = turn.claim, self.keys
+            done.addCallback(lambda _: keys.answer(claim, result))
         if self._held is None:
             done.callback(None)
         else:
             self._held.append(done)
         return done
+
+    def _count(self, turn: Turn, result: RunResult, principal: str) -> None:
+        if result.provider is not None and result.model is not None:
+            whose = {
+                "day": day_of(result.ended_at_ms), "agent": turn.agent.id, "principal": principal,
+                "session": "" if turn.stateless else str(turn.session),
+            }  # fmt: skip
+            turns = result.turns or (ModelTurn(result.provider, result.model, result.usage),)
+            for one in turns:
+                self.used.append(({**whose, "provider": one.provider, "model": one.model}, int(one is turns[-1]), one.usage))
 
     def _list(self, turn: Turn, history: History, result: RunResult, made: Sequence[msgspec.Raw]) -> None:
         key, usage = str(turn.session), result.usage
@@ -212,6 +244,39 @@ class FakeStore:
             done.callback(None)
 
 
+class FakeUsage:
+    """Sums over what the runs of a FakeStore used."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self._store = store
+
+    async def sums(self, by: Sequence[Field], query: UsageQuery) -> list[UsageSum]:
+        found: dict[tuple[str, ...], UsageSum] = {}
+        for whose, runs, usage in self._store.used:
+            mine = query.session in (None, whose["session"]) and query.principal in (None, whose["principal"])
+            if query.since <= whose["day"] <= query.until and mine:
+                names = tuple(whose[field] for field in by)
+                old = found.get(names, UsageSum(names, 0, 0, 0, Usage()))
+                found[names] = UsageSum(
+                    names, old.runs + runs, old.turns + 1, old.unpriced + (usage.cost_nano == 0), old.usage.plus(usage)
+                )  # fmt: skip
+        dearest = sorted(found.values(), key=lambda one: (-one.usage.cost_nano, -tokens_of(one.usage), one.names))
+        return dearest[: query.limit]
+
+
+class FakeTokenStore:
+    """Tokens in memory, as they would be on disk. `broken` makes writing fail."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, ApiToken] = {}
+        self.broken = False
+
+    async def save(self, token: ApiToken) -> None:
+        if self.broken:
+            raise StorageUnavailable
+        self.kept[token.name] = token
+
+
 class FakeIdempotency:
     """Idempotency keys in memory."""
 
@@ -228,8 +293,13 @@ class FakeIdempotency:
         return Live(known[1]) if known[2] is None else Done(known[2])
 
     async def finish(self, claim: Claim, result: RunResult) -> None:
-        digest, run_id, _ = self.kept[claim.scope, claim.key]
-        self.kept[claim.scope, claim.key] = (digest, run_id, result)
+        self.answer(claim, result)
+
+    def answer(self, claim: Claim, result: RunResult) -> None:
+        """What the store does together with the turn. A key that is not held is not answered."""
+        digest, run_id, _ = self.kept.get((claim.scope, claim.key), (b"", None, None))
+        if run_id == result.run_id:
+            self.kept[claim.scope, claim.key] = (digest, run_id, result)
 
     async def release(self, claim: Claim) -> None:
         del self.kept[claim.scope, claim.key]
@@ -321,6 +391,7 @@ class FakeSessions:
             and query.label in (None, row.settings.label)
             and query.spawned_by in (None, row.settings.spawned_by)
             and query.session_id in (None, row.session_id)
+            and query.space in (None, space_of(row.key))
             and (query.active_since_ms or 0) <= row.updated_ms
             and (needle in row.key.lower() or needle in (row.settings.label or "").lower())
         ]
@@ -382,6 +453,55 @@ class FakeSessions:
         row = self._made(key)
         self._store.sessions.setdefault(row.key, []).append(message)
         return self._store.add(row.key, message, run_id, self._now_ms(), meta)
+
+
+class FakeFetch:
+    """See core.input_ports.Fetch: gives what `answers` has for a URL (kind and data, or an error); where there is nothing, it waits for ever.
+
+    `asked` are the URLs, `rules` what else it was called with, `cancelled` how many fetches were.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[str, bytes] | Exception] = {}
+        self.asked: list[str] = []
+        self.rules: list[dict[str, Any]] = []
+        self.cancelled = 0
+
+    async def __call__(self, url: str, *, take: Callable[[int], None], **rules: Any) -> Fetched:
+        self.asked.append(url)
+        self.rules.append(rules)
+        answer = self.answers.get(url)
+        if answer is None:
+            try:
+                await Deferred()
+            except CancelledError:
+                self.cancelled += 1
+                raise
+        if isinstance(answer, Exception):
+            raise answer
+        assert answer is not None
+        take(len(answer[1]))
+        return Fetched(*answer)
+
+
+class FakePdf:
+    """See core.input_ports.PdfReader: every PDF says `answer`, or fails with it; None: reading it never ends."""
+
+    def __init__(self) -> None:
+        self.answer: PdfText | Exception | None = PdfText("The text of a PDF.", 1, 1, False)
+        self.cancelled = 0
+
+    async def __call__(self, data: bytes, *, max_pages: int, max_chars: int) -> PdfText:
+        if self.answer is None:
+            try:
+                await Deferred()
+            except CancelledError:
+                self.cancelled += 1
+                raise
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        assert self.answer is not None
+        return self.answer
 
 
 class FakeWorkspace:
@@ -501,10 +621,17 @@ class Harness:
         self.clock.advance(1_000)
         test.addCleanup(self.close)
         self.settings = settings(changes, state_dir)
-        self.config = ConfigFile(self.settings, maybeDeferred, lambda: int(self.clock.seconds() * 1000))
+        self.config = ConfigFile(
+            self.settings, maybeDeferred, lambda: int(self.clock.seconds() * 1000), redact=lambda text: text.replace(SECRET, "***")
+        )
         self.agent_files = LocalAgentFiles(state_dir, f"{state_dir}/home", maybeDeferred, lambda: int(self.clock.seconds() * 1000))
         self.provider, self.store, self.workspace = FakeProvider(), FakeStore(), FakeWorkspace()
+        #: The adapters by provider id; a test may add to them.
+        self.providers = {"fake": self.provider}
+        self.health = ModelHealth(wall_ms=lambda: int(self.clock.seconds() * 1000))
         self.idempotency, self.results = FakeIdempotency(), FakeResults()
+        self.store.keys = self.idempotency
+        self.usage = FakeUsage(self.store)
         self.sessions = FakeSessions(self.store, lambda: int(self.clock.seconds() * 1000))
         self.clients: list[Client] = []
         self.access: list[Access] = []
@@ -515,16 +642,20 @@ class Harness:
         rules = AddressRules.build(config.gateway, ["127.0.0.1"])
         auth = config.gateway.auth
         mode = auth.mode or "token"
-        self.authenticator = Authenticator(mode, auth.password if mode == "password" else auth.token, auth, rules, self.limiter)
+        self.token_store = FakeTokenStore()
+        self.api_tokens = ApiTokens(self.token_store, lambda: int(self.clock.seconds() * 1000))
+        secret = auth.password if mode == "password" else auth.token
+        self.authenticator = Authenticator(mode, secret, auth, rules, self.limiter, self.api_tokens)
         self.lanes = LocalLanes(limits.max_queued_per_session, limits.max_queued_runs)
         self.slots = LocalSlots(config.agents.defaults.max_concurrent, limits.max_queued_runs)
         self.runs = LocalRuns(
             AgentLoop(
-                {"fake": self.provider},
+                self.providers,
                 self.workspace,
                 toolbox=FakeToolbox(*tools) if isinstance(tools, Sequence) else tools,
                 results=self.results,
-                redact=lambda text: text.replace(SECRET, "***"),
+                redact=Redactor([SECRET]),
+                health=self.health,
             ),
             self.store,
             self.idempotency,
@@ -533,13 +664,16 @@ class Harness:
             self.clock,
             lambda: int(self.clock.seconds() * 1000),
         )
+        self.quotas = Quotas(self.runs.spending, lambda: int(self.clock.seconds() * 1000))
         self.bodies = Budget(limits.body_budget)
         self.ticker = Ticker(self.clock)
-        api = Api(self.config, self.runs, self.bodies, self.ticker, lambda: self.not_ready)
+        self.fetch, self.pdf = FakeFetch(), FakePdf()
+        inputs = Inputs(maybeDeferred, self.fetch, self.pdf)
+        self.api = api = Api(self.config, self.runs, self.bodies, self.ticker, lambda: self.not_ready, inputs, self.idempotency)
         self.connections = ConnectionCounter(limits.max_connections or 1000, limits.max_connections_per_address)
         self.site = GatewaySite(
             Root(api, control or Resource()),
-            Gate(self.settings, rules, self.authenticator, ROUTES),
+            Gate(self.settings, rules, self.authenticator, ROUTES, self.quotas),
             self.bodies,
             self.connections,
             self.clock,
@@ -583,6 +717,10 @@ class Harness:
             if not client.lost:
                 client.leave()
         self.settle()
+        if self.idempotency.kept:
+            self.advance(GRACE_SECONDS)  # keyed runs wait for their clients
+            self.settle()
+        self.api.forget()
         held: dict[str, Any] = {
             "live runs": self.runs.live(),
             "body budget": self.bodies.total - self.bodies.free,

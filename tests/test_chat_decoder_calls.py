@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.errors import UpstreamError
-from mayros.events import Event, ModelAnswered, TextDelta, ToolCallDelta, TurnFinished
+from mayros.events import Event, ModelAnswered, TextDelta, ToolCallDelta, TurnFinished, Usage
+from mayros.net.redact import Redactor
 from mayros.providers import calls
 from mayros.providers.chat_decoder import ChatDecoder
-from mayros.providers.failures import Redactor
 
 DONE = b"data: [DONE]\n\n"
 
@@ -70,6 +70,29 @@ def reason(events: list[Event]) -> TurnFinished:
 
 class Usual(SynchronousTestCase):
     """As OpenAI does it."""
+
+    def test_split_at_every_byte(self) -> None:
+        """Reasoning, text and two calls whose fragments are mixed, as a server sent them: the borders of the reads make no difference."""
+        stream = (
+            b": keep-alive\r\n\r\n"
+            + chunk(role="assistant", content="", reasoning_content="Hm, \u00e9. ").replace(b"\n", b"\r\n")
+            + chunk(content="Look \U0001f600: ")
+            + b'data: {"choices": [{"index": 0, "delta": {"content": "\xc3\xa4\\ud83d"}}]}\n\n'
+            + b'data: {"choices": [{"index": 0, "delta": {"content": "\\ude00"}}]}\n\n'
+            + chunk(part(0, "a", "read", ""), part(1, "b", "look", '{"x"'))
+            + chunk(part(1, arguments=":1}"))
+            + chunk(part(0, arguments="{}"), finish="tool_calls")
+            + b'event: message\ndata: {"choices": [], "usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4},'
+            + b' "completion_tokens": 7, "completion_tokens_details": {"reasoning_tokens": 2}}}\n\n'
+            + DONE
+        )
+        expected = decode(stream)
+        self.assertEqual("Look \U0001f600: \u00e4\U0001f600", "".join(one.text for one in expected if type(one) is TextDelta))
+        self.assertEqual([("read", "{}"), ("look", '{"x":1}')], made(expected))
+        self.assertEqual([Usage(5, 7, 4, 0, 2), TurnFinished("tool_calls", "tool_calls")], expected[-2:])
+        for cut in range(len(stream) + 1):
+            self.assertEqual(expected, decode(stream[:cut], stream[cut:]), cut)
+        self.assertEqual(expected, decode(*(bytes([byte]) for byte in stream)))
 
     def test_a_call_in_fragments(self) -> None:
         """Id and name come first, then the arguments piece by piece; each fragment is told with the read that brought it."""

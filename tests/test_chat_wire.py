@@ -12,9 +12,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.errors import GatewayError, InvalidRequest, InvalidValue, RateLimited, UnsupportedParameter, UpstreamError
 from mayros.events import ModelAnswered, ReasoningDelta, TextDelta, TurnFinished, Usage
-from mayros.wire.chat import DONE, MAX_DEPTH, MAX_MESSAGES, PING, ChatRequest, Stream, completion, decode_request, error_body
+from mayros.wire.chat import MAX_MESSAGES, ChatRequest, decode_request
+from mayros.wire.chat_answers import DONE, PING, Stream, completion
+from mayros.wire.chat_tools import MAX_DEPTH, AskedFormat
+from mayros.wire.errors import error_body
 
 FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=80)
+OBJECT = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
 USER = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": '{"zone":"UTC"}'}}
 #: Text without lone surrogates, which no JSON holds.
@@ -34,6 +38,21 @@ def decode(*messages: Any, **fields: Any) -> ChatRequest:
 def seen(request: ChatRequest) -> list[dict[str, Any]]:
     """The canonical messages as values."""
     return [json.loads(bytes(raw)) for raw in request.messages]
+
+
+def function(name: str, **more: Any) -> dict[str, Any]:
+    """A function tool."""
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+def pin(name: str) -> dict[str, Any]:
+    """A tool choice that names a function."""
+    return {"type": "function", "function": {"name": name}}
+
+
+def schema(**fields: Any) -> dict[str, Any]:
+    """A response format with a JSON Schema."""
+    return {"type": "json_schema", "json_schema": fields}
 
 
 def user(content: Any, **more: Any) -> dict[str, Any]:
@@ -119,15 +138,40 @@ class FieldTests(WireCase):
         self.wrong_type("user", 5, ["x"], {})
 
     def test_tools(self) -> None:
-        """Not yet; none are none."""
-        for fields in ({"tools": []}, {"tools": None}, {"tool_choice": "none"}, {"tool_choice": "auto"}, {"parallel_tool_calls": False}):
-            decode(**fields)
-        self.unsupported("tools", tools=[{"type": "function", "function": {"name": "f"}}])
-        for choice in ("required", "always", {"type": "function", "function": {"name": "f"}}, {}):
-            self.unsupported("tool_choice", tool_choice=choice)
+        """At most 128 functions with names of their own; a schema is one of an object, and bounded."""
+        self.assertEqual([decode(tools=tools).tools for tools in ([], None)], [(), ()])
+        (one, two) = decode(tools=[function("f"), function("g-1_", description="G.", parameters=OBJECT, strict=True)]).tools
+        self.assertEqual((one.name, one.description, one.parameters, one.strict), ("f", "", {"type": "object", "properties": {}}, None))
+        self.assertEqual((two.name, two.description, two.parameters, two.strict), ("g-1_", "G.", OBJECT, True))
+        decode(tools=[function(f"f{number}") for number in range(128)])
+        self.out_of_range("tools", [function(f"f{number}") for number in range(129)])
         self.wrong_type("tools", 5, {})
         self.refused("tools[0]", tools=[5])
+        self.refused("tools[0].type", tools=[{"function": {"name": "f"}}])
+        self.unsupported("tools[1].type", tools=[function("f"), {"type": "custom", "custom": {"name": "c"}}])
+        self.refused("tools[0].function", tools=[{"type": "function"}])
+        for name in ("", "a b", "\u00fc", "x" * 65, "f\n"):
+            self.refused("tools[0].function.name", kind=InvalidValue, tools=[function(name)])
+        self.refused("tools[1].function.name", kind=InvalidValue, tools=[function("f"), function("f")])
+        for field, value in (("name", 5), ("description", 5), ("parameters", []), ("strict", "yes")):
+            self.refused(f"tools[0].function.{field}", tools=[{"type": "function", "function": {"name": "f", field: value}}])
+        self.refused("tools[0].function.parameters", kind=InvalidValue, tools=[function("f", parameters={"type": "string"})])
+        self.refused("tools[0].function.parameters", tools=[function("f", parameters={"enum": list(range(20_001))})])
+
+    def test_tool_choice(self) -> None:
+        """A word, or one of the functions by its name; what demands a call needs something to call."""
+        tools = [function("f"), function("g")]
+        for choice, taken in ((None, "auto"), ("none", "none"), ("auto", "auto"), ("required", "required"), (pin("g"), "function:g")):
+            self.assertEqual(decode(tools=tools, tool_choice=choice).tool_choice, taken)
+        self.assertEqual([decode(tool_choice=choice).tool_choice for choice in ("none", "auto")], ["none", "auto"])
+        self.out_of_range("tool_choice", "required", "always", "", pin("f"))
+        self.refused("tool_choice", kind=InvalidValue, tools=tools, tool_choice=pin("h"))
+        for kind in ("allowed_tools", "custom", "zzz"):
+            self.unsupported("tool_choice", tools=tools, tool_choice={"type": kind, kind: {"name": "f"}})
+        self.refused("tool_choice.function", tools=tools, tool_choice={"type": "function"})
+        self.refused("tool_choice.type", tools=tools, tool_choice={})
         self.wrong_type("tool_choice", 5, [])
+        self.assertEqual([decode(parallel_tool_calls=value).parallel_calls for value in (True, None, False)], [True, True, False])
         self.wrong_type("parallel_tool_calls", 1, "x")
 
     def test_functions(self) -> None:
@@ -171,10 +215,21 @@ class FieldTests(WireCase):
         self.refused("stop[0]", stop=[5])
 
     def test_response_format(self) -> None:
-        """Text only."""
-        decode(response_format={"type": "text"})
-        for value in ({"type": "json_object"}, {"type": "json_schema", "json_schema": {}}, {}, {"type": 5}):
-            self.unsupported("response_format", response_format=value)
+        """Text, any JSON object, or a JSON Schema with a name."""
+        self.assertEqual([decode(response_format=value).format for value in (None, {"type": "text"})], [None, None])
+        self.assertEqual(decode(response_format={"type": "json_object"}).format, AskedFormat())
+        wanted = {"name": "n", "schema": OBJECT, "strict": True, "description": "D."}
+        self.assertEqual(decode(response_format=schema(**wanted)).format, AskedFormat(OBJECT, "n", "D.", True))
+        self.refused("response_format.type", kind=InvalidValue, response_format={"type": "grammar"})
+        self.refused("response_format.type", response_format={})
+        self.refused("response_format.type", response_format={"type": 5})
+        self.refused("response_format.json_schema", response_format={"type": "json_schema"})
+        self.refused("response_format.json_schema.name", response_format=schema(schema=OBJECT))
+        self.refused("response_format.json_schema.schema", response_format=schema(name="n"))
+        for name in ("", "a b", "x" * 65):
+            self.refused("response_format.json_schema.name", kind=InvalidValue, response_format=schema(name=name, schema=OBJECT))
+        for field, value in (("schema", []), ("strict", 1), ("description", 5)):
+            self.refused(f"response_format.json_schema.{field}", response_format=schema(**{**wanted, field: value}))
         self.wrong_type("response_format", "text", 5)
 
     def test_reasoning_effort(self) -> None:
@@ -211,11 +266,12 @@ class FieldTests(WireCase):
         self.wrong_type("n", "1", 1.5, True)
 
     def test_logprobs(self) -> None:
-        """Not offered; top_logprobs needs them."""
+        """Accepted, and never invented; top_logprobs needs them."""
         decode(logprobs=False)
-        self.unsupported("logprobs", logprobs=True)
+        decode(logprobs=True, top_logprobs=20)
         self.out_of_range("top_logprobs", 0, 5, -1, 21)
-        self.unsupported("logprobs", logprobs=True, top_logprobs=5)
+        self.refused("top_logprobs", kind=InvalidValue, logprobs=True, top_logprobs=21)
+        self.wrong_type("logprobs", 1, "x")
 
     def test_modalities(self) -> None:
         """Text only."""
@@ -252,8 +308,13 @@ class FieldTests(WireCase):
                 value = {"a": value}
             return value
 
-        decode(prediction=nested(MAX_DEPTH))
-        self.refused("prediction", prediction=nested(MAX_DEPTH + 1))
+        for param, fields in (
+            ("prediction", lambda value: {"prediction": value}),
+            ("tools[0].function.parameters", lambda value: {"tools": [function("f", parameters=value)]}),
+            ("response_format.json_schema.schema", lambda value: {"response_format": schema(name="n", schema=value)}),
+        ):
+            decode(**fields(nested(MAX_DEPTH)))
+            self.refused(param, **fields(nested(MAX_DEPTH + 1)))
         decode(unknown=nested(200))
 
 
@@ -277,9 +338,10 @@ class MessageTests(WireCase):
         self.refused("messages[0].content[0]", user([5]))
 
     def test_other_parts(self) -> None:
-        """Are named, with their place."""
-        for kind in ("image_url", "input_audio", "file", "zzz"):
-            self.unsupported("messages[1].content[0].type", USER, user([{"type": kind}]))
+        """Are named, with their place. What images and files may be is in test_parts.py."""
+        self.unsupported("messages[1].content[0].type", USER, user([{"type": "zzz"}]))
+        for role in ("system", "assistant"):
+            self.unsupported("messages[1].content[0].type", USER, {"role": role, "content": [{"type": "image_url", "image_url": "data:,"}]})
         self.unsupported("messages[0].content[0].type", user([{"type": "refusal", "refusal": "no"}]))
 
     def test_assistant(self) -> None:
@@ -328,10 +390,25 @@ class MessageTests(WireCase):
         self.refused("messages[1].tool_call_id", USER, result)
         self.refused("messages[2].tool_call_id", USER, calls, {**result, "tool_call_id": "other"})
         self.refused("messages[3].tool_call_id", USER, calls, result, result)
-        self.refused("messages[2].tool_call_id", USER, calls, USER)
         self.refused("messages[1].tool_call_id", USER, calls)
+        self.refused("messages[2].tool_call_id", USER, calls, calls)
         self.refused("messages[2].tool_call_id", USER, calls, {"role": "tool", "content": "x"})
         self.refused("messages[4].tool_call_id", USER, calls, result, {"role": "assistant", "content": "x"}, result)
+
+    def test_what_only_a_session_may_complete(self) -> None:
+        """Results of calls that are not there, and calls that were not answered: an error of a request that is the whole conversation."""
+        calls, result = {"role": "assistant", "tool_calls": [CALL, {**CALL, "id": "c2"}]}, {"role": "tool", "tool_call_id": "c1", "content": "x"}
+        for messages, place, new in (
+            ([result, USER], "messages[0].tool_call_id", ["tool", "user"]),
+            ([{"role": "system", "content": "s"}, result], "messages[1].tool_call_id", ["tool"]),
+            ([USER, calls, USER], "messages[2].tool_call_id", ["user"]),
+        ):
+            request = decode(*messages)
+            assert request.incomplete is not None
+            self.assertEqual(request.incomplete[0], place)
+            self.assertEqual([message["role"] for message in seen(request)[request.new_from :]], new)
+        self.assertIsNone(decode(USER, {"role": "assistant", "tool_calls": [CALL]}, result, USER).incomplete)
+        self.refused("messages[3].tool_call_id", USER, calls, result, USER)
 
     def test_function_results(self) -> None:
         """The older role becomes a tool result, with its call, or with one made up for it."""
@@ -437,14 +514,14 @@ class BytesTests(WireCase):
         )
     )
     def test_any_conversation(self, messages: list[dict[str, Any]]) -> None:
-        """An accepted one keeps its order, and every result follows its call."""
+        """An accepted one keeps its order, and every result follows its call, but for what a session may have the other part of."""
         try:
             request = decode_request(json.dumps({"messages": messages}).encode())
         except InvalidRequest:
             return
         self.assertLessEqual(request.new_from, len(request.messages))
         waiting: set[str] = set()
-        for message in seen(request):
+        for message in seen(request) if request.incomplete is None else ():
             if message["role"] == "tool":
                 waiting.remove(message["tool_call_id"])
             else:

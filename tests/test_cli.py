@@ -294,6 +294,21 @@ class ConfigTests(CommandLine):
         self.write({"gateway": {"auth": {"tokne": "x"}}})
         self.assertRefused(self.mayros("config", "validate"), 78, "gateway.auth.tokne")
 
+    def test_validate_models(self) -> None:
+        """What would not be asked as it stands there: a model of nobody, parameters that make no sense."""
+        models = {"openai/gpt-5-mini": {"params": {"temperature": "hot", "thinking": "very", "transport": "sse"}}}
+        self.write({"gateway": {"mode": "local"}, "agents": {"defaults": {"model": "nowhere/x", "models": models}}})
+        result = self.mayros("config", "validate")
+        path = 'agents.defaults.models["openai/gpt-5-mini"].params'
+        for words in (
+            "agents: unknown model 'nowhere/x'",
+            f"{path}.temperature: must be a number from 0 to 2; ignored",
+            f"{path}.thinking: must be one of off, minimal, low, medium, high, xhigh; ignored",
+            f"{path}.transport: has no effect here; known are temperature, topP, maxTokens, thinking, cacheRetention",
+            "is valid, with 4 warning(s)",
+        ):
+            self.assertIn(words, result.output)
+
     def test_validate_without_a_file(self) -> None:
         """Where there is no file the user is told how to get one."""
         self.assertRefused(self.mayros("config", "validate"), 1, "mayros setup")

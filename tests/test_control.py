@@ -13,7 +13,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.config.load import load
-from mayros.core.config_ports import NotInFile
+from mayros.core.config_ports import Merge, NotInFile, Whole
 from mayros.core.routing import Settings
 from mayros.errors import ConfigError, InvalidRequest, StorageUnavailable, Unavailable
 from mayros.ops.control import MAX_WAITING, STALE, ConfigFile
@@ -113,7 +113,7 @@ class WriteTests(ControlCase):
         self.assertEqual((FILE, 1), (self.path.read_text(), len(told)))
 
     def test_what_waits_for_a_restart(self) -> None:
-        """Everything outside of `agents`, and the number of runs at a time; both are in the file and not in force."""
+        """The port is in the file and not in force, and told of as long as it waits."""
         control = self.control()
 
         def edit(tree: dict[str, Any]) -> None:
@@ -121,10 +121,56 @@ class WriteTests(ControlCase):
             tree["agents"]["defaults"].update(maxConcurrent=7, timeoutSeconds=5)
 
         applied = self.successResultOf(control.write(edit))
-        self.assertEqual(("agents.defaults.timeoutSeconds",), applied.hot)
-        self.assertEqual({"gateway.port", "agents.defaults.maxConcurrent"}, set(applied.restart))
+        self.assertEqual({"agents.defaults.timeoutSeconds", "agents.defaults.maxConcurrent"}, set(applied.hot))
+        self.assertEqual((("gateway.port",), ("gateway.port",)), (applied.restart, control.state.restart))
         config = control.current.config
-        self.assertEqual((18789, 1024, 5), (config.gateway.port, config.agents.defaults.max_concurrent, config.agents.defaults.timeout_seconds))
+        self.assertEqual((18789, 7, 5), (config.gateway.port, config.agents.defaults.max_concurrent, config.agents.defaults.timeout_seconds))
+        self.assertEqual(("gateway.port",), self.successResultOf(control.write(add_agent)).restart)
+
+    def test_a_whole_file(self) -> None:
+        """A text takes the place of the file; what was hidden from its sender is what it was, and its own remarks stay."""
+        control = self.control()
+        shown = self.successResultOf(Deferred.fromCoroutine(control.view()))
+        text = "// new\n" + shown.raw.replace("// the first", "// the only one")
+        applied = self.successResultOf(control.write(Whole(text), shown.hash))
+        written = self.path.read_text()
+        self.assertTrue(written.startswith("// new\n"))
+        for part in ("// the only one", '"${SECRET}"', '"sk-0123456789"'):
+            self.assertIn(part, written)
+        self.assertEqual(((), sha256(written.encode()).hexdigest()), (applied.hot, applied.hash))
+        self.assertEqual(STALE, str(self.error(control.write(Whole("{}"), shown.hash))))
+
+    def test_a_merge_patch(self) -> None:
+        """Agents are merged by their ids, null takes a key away, remarks stay."""
+        control = self.control()
+        patch = (
+            '{agents: {defaults: {model: null}, list: [{id: "main", name: "Mine"}, {id: "beta"}]}, '
+            'models: {providers: {fake: {apiKey: "__MAYROS_REDACTED__"}}}}'
+        )
+        applied = self.successResultOf(control.write(Merge(patch)))
+        self.assertEqual({"agents.defaults.model", "agents.list"}, set(applied.hot))
+        self.assertEqual(["main", "beta"], list(control.current.directory.agents))
+        self.assertIn("// the first", self.path.read_text())
+        self.assertIn("sk-0123456789", self.path.read_text())
+
+    def test_texts_that_are_refused(self) -> None:
+        """File and settings stay; the error says where, and quotes no secret."""
+        control = self.control()
+        for change, words in (
+            (Whole("{ oops"), "not valid JSON5"),
+            (Whole("[1]"), "one object"),
+            (Whole('{gateway: {port: "x"}}'), "gateway.port"),
+            (Whole('{gateway: {auth: {password: "__MAYROS_REDACTED__"}}}'), "gateway.auth.password"),
+            (Merge("5"), "one object"),
+            (Merge('{gateway: {auth: {tokn: "my-own-secret"}}}'), "gateway.auth.tokn"),
+            (Merge('{agents: {list: [{id: "\udc00"}]}}'), "half a surrogate pair"),
+            (Merge('{$include: "x.json"}'), "$include"),
+        ):
+            error = self.error(control.write(change))
+            self.assertIsInstance(error, InvalidRequest)
+            self.assertIn(words, str(error))
+            self.assertNotIn("my-own-secret", str(error))
+            self.assertEqual(FILE, self.path.read_text())
 
     def test_the_first_file(self) -> None:
         """Where there is none, one is made, for its owner alone."""

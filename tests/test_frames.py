@@ -12,6 +12,7 @@ from mayros.errors import InvalidRequest, QueueFull
 from mayros.wire import frames
 from mayros.wire.frames import NotARequest, NotJson
 from mayros.ws.methods.agent import AgentParams
+from mayros.ws.methods.history import PreviewParams
 
 
 def request(**changes: Any) -> bytes:
@@ -117,12 +118,24 @@ class ParameterTests(SynchronousTestCase):
             ({"attachments": {}}, "at /attachments: must be array"),
         ):
             self.assertEqual(f"invalid agent params: {words}", self.refused({**good, **change}))
+        for keys, words in (([], "at /keys: must NOT have fewer than 1 items"), ([5], "at /keys/0: must be string")):
+            error = self.assertRaises(InvalidRequest, frames.parse_params, PreviewParams, msgspec.Raw(json.dumps({"keys": keys}).encode()), "x")
+            self.assertEqual(f"invalid x params: {words}", error.message)
 
     def test_a_million_small_values(self) -> None:
         """A long text is taken; a structure as long is refused before it is built."""
         good = {"message": "x" * 3_000_000, "idempotencyKey": "k"}
         self.assertEqual(3_000_000, len(frames.parse_params(AgentParams, msgspec.Raw(json.dumps(good).encode()), "agent").message))
         self.assertEqual("invalid agent params: at /attachments: is too large", self.refused({**good, "attachments": [1] * 500_000}))
+        text = json.dumps({**good, "attachments": [{"content": "x" * 3_000_000}]}).encode()
+        params = frames.parse_params(AgentParams, msgspec.Raw(text), "agent", large=("attachments",))
+        self.assertEqual(3_000_000, len((params.attachments or ())[0].content or ""))
+
+    def test_digests_of_requests(self) -> None:
+        """Whatever the order of the keys; with a parameter left out as if it had not been sent."""
+        one, other = msgspec.Raw(b'{"b":1,"a":{"d":1,"c":2}}'), msgspec.Raw(b'{"a":{"c":2,"d":1},"big":"...","b":1}')
+        self.assertEqual(frames.canonical(one), frames.canonical(other, without="big"))
+        self.assertEqual(frames.canonical(one), frames.canonical(one, without="big"))
 
     def test_parameters_that_are_no_object(self) -> None:
         """A list is refused; null is the empty object."""

@@ -29,6 +29,7 @@ from mayros.net.http import (
     header_lines,
     origin_for,
 )
+from mayros.net.upload import PIECE
 from tests.upstream import Endpoint
 
 HI = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -77,6 +78,51 @@ class InMemory(SynchronousTestCase):
         error = self.failureResultOf(exchange, BadResponse).value
         self.assertTrue(self.server.wires[-1].aborted)
         return str(error)
+
+
+class Uploads(InMemory):
+    """Requests of megabytes."""
+
+    def test_in_pieces(self) -> None:
+        """They go out as the socket takes them, whatever the parts; then the connection serves others."""
+        parts = (b"a" * 700_000, memoryview(b"b" * 900_000), b"", b"c")
+        exchange = self.start(self.origin.post(b"/chat", parts))
+        (wire,) = self.server.wires
+        wire.producer.resumeProducing()
+        head, *pieces = wire.request.split(b"\r\n\r\n", 1)
+        self.assertIn(b"Content-Length: 1600001", head)
+        self.assertEqual(len(head + pieces[0]) + 4, PIECE)
+        while wire.producer is not None:
+            wire.producer.resumeProducing()
+            pieces.append(wire.request)
+        self.assertEqual(b"".join(pieces), b"".join(parts))
+        self.assertLessEqual(max(map(len, pieces)), PIECE)
+        self.server.say(HI)
+        response = self.successResultOf(exchange)
+        self.successResultOf(Deferred.fromCoroutine(response.read(2)))
+        self.successResultOf(Deferred.fromCoroutine(response.__aexit__(None, None, None)))
+        self.answer(HI)
+        self.assertEqual(len(self.server.wires), 1)
+
+    def test_small_ones(self) -> None:
+        """Go out at once, also where a part is a view."""
+        self.start(self.origin.post(b"/chat", (b"a", memoryview(b"bc")[1:])))
+        self.assertTrue(self.server.wires[0].request.endswith(b"Content-Length: 2\r\n\r\nac"))
+
+    def test_answered_before_its_end(self) -> None:
+        """The answer counts; the connection is not used again, and the rest is not sent."""
+        self.assertEqual(self.successResultOf(self.refused_early()), b"hi")
+        (wire,) = self.server.wires
+        self.assertTrue(wire.aborted)
+
+    def refused_early(self) -> Deferred[bytes]:
+        async def exchange() -> bytes:
+            async with await self.origin.post(b"/chat", b"x" * 3_000_000) as response:
+                return await response.read(10)
+
+        made = self.start(exchange())
+        self.server.say(HI)
+        return made
 
 
 class Exchanges(InMemory):
@@ -560,6 +606,17 @@ class Upstream(protocol.Protocol):
         self.lost.callback(None)
 
 
+class Counting(Upstream):
+    """Answers when five megabytes are there; reads nothing more after the first piece while its factory is `deaf`."""
+
+    def dataReceived(self, data: bytes) -> None:
+        self.factory.received += len(data)
+        if self.factory.received > 5_000_000:
+            self.transport.write(HI)
+        if self.factory.deaf:
+            self.transport.pauseProducing()
+
+
 class Sockets(TestCase):
     """What only a real socket shows."""
 
@@ -635,6 +692,25 @@ class Sockets(TestCase):
                 held.append(response._unread)
             self.assertLess(max(held), limits.UNREAD_LIMIT + 70_000)
             self.assertEqual(sum([len(data) async for data in response]), size)
+
+    async def test_uploads(self) -> None:
+        """Megabytes arrive whole, also over TLS; with a cancel in the middle of one its socket is closed."""
+        pem, certificate = self.certificate()
+        for more in ({}, {"tls": certificate.options(), "host": "localhost", "ca_path": pem}):
+            origin = await self.serve(lambda peer, n: None, **more)
+            self.server.protocol, self.server.received, self.server.deaf = Counting, 0, False
+            async with await origin.post(b"/", (b"x" * 2_000_000, b"y" * 3_000_000)) as response:
+                self.assertEqual(await response.read(10), b"hi")
+            self.assertTrue(5_000_000 < self.server.received < 5_000_300)
+            self.server.deaf, self.server.received = True, 0
+            sending = Deferred.fromCoroutine(origin.post(b"/", b"x" * 20_000_000))
+            await task.deferLater(reactor, 0.1)
+            sending.cancel()
+            await self.assertFailure(sending, CancelledError)
+            connection, self.server.deaf = self.server.connections[-1], False
+            connection.transport.resumeProducing()
+            await connection.lost.addTimeout(5, reactor)
+            self.assertLess(self.server.received, 20_000_000)
 
     async def test_tls(self) -> None:
         """A certificate that is trusted is used, one that is not is refused and named as the reason; a cancel closes the socket here too."""

@@ -52,6 +52,16 @@ class LaneTests(SynchronousTestCase):
         self.assertNoResult(lanes.acquire("b"))
         self.failureResultOf(lanes.acquire("c"), QueueFull)
 
+    def test_other_limits(self) -> None:
+        """Hold for who comes from then on."""
+        lanes = LocalLanes(1, 10)
+        self.successResultOf(lanes.acquire("a"))
+        self.assertNoResult(lanes.acquire("a"))
+        lanes.limit(2, 10)
+        self.assertNoResult(lanes.acquire("a"))
+        lanes.limit(1, 1)
+        self.failureResultOf(lanes.acquire("a"), QueueFull)
+
     def test_an_idle_lane_leaves_nothing_behind(self) -> None:
         """Memory does not grow with sessions that are over."""
         lanes = LocalLanes(10, 10)
@@ -79,3 +89,28 @@ class SlotTests(SynchronousTestCase):
         self.successResultOf(slots.acquire())
         self.assertNoResult(slots.acquire())
         self.failureResultOf(slots.acquire(), QueueFull)
+
+    def test_more_slots(self) -> None:
+        """Those that wait get them at once, in order; the queue may be longer."""
+        slots = LocalSlots(1, 2)
+        self.successResultOf(slots.acquire())
+        waiting = [slots.acquire() for _ in range(2)]
+        slots.limit(2, 3)
+        self.successResultOf(waiting[0])
+        self.assertNoResult(waiting[1])
+        self.assertNoResult(slots.acquire())
+        self.assertNoResult(slots.acquire())
+        self.failureResultOf(slots.acquire(), QueueFull)
+
+    def test_fewer_slots(self) -> None:
+        """Nobody loses the one he has; a new one is given when enough have come back."""
+        slots = LocalSlots(3, 10)
+        for _ in range(3):
+            self.successResultOf(slots.acquire())
+        slots.limit(1, 10)
+        waiting = slots.acquire()
+        slots.release()
+        slots.release()
+        self.assertNoResult(waiting)
+        slots.release()
+        self.successResultOf(waiting)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from msgspec import structs
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.config.schema import Milliseconds, ModelDefinition, Models, ProviderEntry, Timeouts
-from mayros.core.models import EMBEDDED, Catalogue, Limits, Model
+from mayros.config.schema import AuthProfile, Cost, Milliseconds, ModelAuth, ModelDefinition, Models, ProviderEntry, Timeouts
+from mayros.core.models import EMBEDDED, Catalogue, Credential, Limits, Model
 
 
 def catalogue(environ: dict[str, str] | None = None, models: Models | None = None, **providers: ProviderEntry) -> Catalogue:
@@ -74,7 +77,7 @@ class CatalogueTests(SynchronousTestCase):
         self.assertEqual(self.find(book, EMBEDDED).context_window, 4096)
         self.assertEqual(book.providers["local"].api, "local")
         added = catalogue(local=ProviderEntry(models=(ModelDefinition(id="other"),)))
-        self.assertEqual(list(added.models), ["local/other", EMBEDDED])
+        self.assertEqual([ref for ref in added.models if ref.startswith("local/")], ["local/other", EMBEDDED])
 
     def test_replacing_the_built_in_list(self) -> None:
         """`models.mode: replace` leaves only what the file has."""
@@ -103,3 +106,67 @@ class CatalogueTests(SynchronousTestCase):
         self.assertEqual(book.providers["local"].limits.first_byte, 300)
         own = catalogue(local=ProviderEntry(timeouts=Timeouts(first_byte_ms=Milliseconds(9000))))
         self.assertEqual(own.providers["local"].limits.first_byte, 9)
+
+    def test_what_is_known_of_vendors_models(self) -> None:
+        """Windows, prices and what they take; a fixed version is like the model it is one of; any other is taken on trust."""
+        book = catalogue()
+        model = self.find(book, "anthropic/claude-haiku-4-5")
+        self.assertEqual((model.context_window, model.max_tokens, model.reasoning, model.input), (200_000, 64_000, True, ("text", "image")))
+        self.assertEqual(model.cost, Cost(input=1, output=5, cache_read=0.1, cache_write=1.25))
+        free = [ref for ref, one in book.models.items() if one.cost.input and not (one.cost.cache_read and one.cost.cache_write)]
+        self.assertEqual(free, [], "tokens of the cache cost what input costs, where there is no price of their own")
+        fixed = self.find(book, "anthropic/claude-haiku-4-5-20251001")
+        self.assertEqual((fixed.cost, fixed.name), (model.cost, "claude-haiku-4-5-20251001"))
+        self.assertEqual(self.find(book, "openai/gpt-5-mini-2025-08-07").max_tokens, 128_000)
+        self.assertEqual(self.find(book, "openai/gpt-5-unheard").cost, Cost())
+        own = ModelDefinition(id="claude-haiku-4-5", context_window=9)
+        self.assertEqual(self.find(catalogue(anthropic=ProviderEntry(models=(own,))), "anthropic/claude-haiku-4-5").cost, Cost())
+
+    def test_wire_formats(self) -> None:
+        """A vendor speaks its own; who gives OpenAI's another address has an imitator; what the file says wins."""
+
+        def api(name: str, entry: ProviderEntry) -> str:
+            return catalogue(**{name: entry}).providers[name].api
+
+        elsewhere = "http://127.0.0.1:9/v1"
+        self.assertEqual(api("anthropic", ProviderEntry()), "anthropic-messages")
+        self.assertEqual(api("anthropic", ProviderEntry(base_url=elsewhere)), "anthropic-messages")
+        self.assertEqual(api("google", ProviderEntry()), "google-generative-ai")
+        self.assertEqual(api("openai", ProviderEntry()), "openai-responses")
+        self.assertEqual(api("openai", ProviderEntry(api="openai-completions")), "openai-completions")
+        self.assertEqual(api("openai", ProviderEntry(base_url=elsewhere)), "openai-completions")
+        self.assertEqual(api("openai", ProviderEntry(base_url=elsewhere, api="openai-responses")), "openai-responses")
+        self.assertEqual(api("mine", ProviderEntry(base_url=elsewhere)), "openai-completions")
+
+
+class KeyTests(SynchronousTestCase):
+    """Several keys for one provider."""
+
+    AUTH = ModelAuth(
+        profiles={
+            "one": AuthProfile(provider="openai", key="k-one-0001"),
+            "two": AuthProfile(provider="openai", key="k-two-0002"),
+            "x": AuthProfile(provider="anthropic", key="k-x-0003"),
+        }
+    )
+    KEYS: ClassVar = {"one": "k-one-0001", "two": "k-two-0002", "x": "k-x-0003"}
+
+    def ids(self, auth: ModelAuth, environ: dict[str, str], **providers: ProviderEntry) -> tuple[list[str], bool]:
+        """The keys of `openai` in their order, and whether the file says that order."""
+        provider = Catalogue(Models(providers=providers), environ, auth, self.KEYS).providers["openai"]
+        self.assertEqual(provider.key, provider.credentials[0].key if provider.credentials else None)
+        return [one.id for one in provider.credentials], provider.ordered
+
+    def test_order(self) -> None:
+        """Profiles first, then the provider's own key, else that of the environment; `auth.order` chooses among the profiles."""
+        environ = {"OPENAI_API_KEY": "k-env-0004"}
+        self.assertEqual(self.ids(self.AUTH, environ), (["profile:one", "profile:two", "env:OPENAI_API_KEY"], False))
+        self.assertEqual(self.ids(self.AUTH, environ, openai=ProviderEntry(api_key="k-own")), (["profile:one", "profile:two", "config"], False))
+        ordered = structs.replace(self.AUTH, order={"openai": ("two", "one")})
+        self.assertEqual(self.ids(ordered, {}), (["profile:two", "profile:one"], True))
+        self.assertEqual(self.ids(ordered, {"OPENAI_API_KEY": "k-one-0001"}), (["profile:two", "profile:one"], True), "each key once")
+        self.assertEqual(self.ids(ModelAuth(), {}), ([], False))
+
+    def test_a_credential_does_not_show_its_key(self) -> None:
+        """Its id is for logs."""
+        self.assertEqual(repr(Credential("profile:one", "k-secret")), "<Credential profile:one>")

@@ -16,6 +16,8 @@ from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from mayros.config.schema import Cost
+from mayros.core.cost import cost_nano
 from mayros.core.models import Limits, Model, Provider
 from mayros.core.ports import ModelRequest, Sampling, ToolSpec
 from mayros.errors import (
@@ -32,9 +34,9 @@ from mayros.errors import (
 from mayros.events import Event, ModelAnswered, ReasoningDelta, TextDelta, ToolCallDelta, TurnFinished, Usage
 from mayros.messages import Function, ImagePart, ImageUrl, Message, TextPart, ToolCall, pack
 from mayros.net.http import Origin
-from mayros.providers import chat_decoder
+from mayros.net.redact import Redactor
+from mayros.providers import chat_chunks, chat_decoder
 from mayros.providers.chat_decoder import ChatDecoder
-from mayros.providers.failures import Redactor
 from mayros.providers.openai_chat import OpenAIChat, chat_request
 from tests.upstream import Endpoint
 
@@ -139,7 +141,7 @@ class Decoding(SynchronousTestCase):
             ("null delta, null choices", event({"choices": [{"delta": None}]}) + event({"choices": None}) + end, [ANSWERED, NO_USAGE, STOP]),
             ("reasoning_content", delta(reasoning_content="hm") + end, [ANSWERED, ReasoningDelta("hm"), NO_USAGE, STOP]),
             ("reasoning", delta(reasoning="hm", content=None) + end, [ANSWERED, ReasoningDelta("hm"), NO_USAGE, STOP]),
-            ("a refusal", delta(refusal="no") + end, [ANSWERED, TextDelta("no"), NO_USAGE, STOP]),
+            ("a refusal", delta(refusal="no") + end, [ANSWERED, TextDelta("no"), NO_USAGE, TurnFinished("content_filter", "stop")]),
             ("content in parts", delta(content=[{"type": "text", "text": "h"}, {"type": "text", "text": "i"}, 5]) + end, [*hi, NO_USAGE, STOP]),
             (
                 "empty calls, error and usage",
@@ -174,6 +176,22 @@ class Decoding(SynchronousTestCase):
         ):
             events = decode(chunk("hi", "stop") + event({"choices": [], "usage": usage}) + DONE)
             self.assertEqual(events, [ANSWERED, TextDelta("hi"), expected, STOP], usage)
+
+    def test_who_counts_otherwise(self) -> None:
+        """Reasoning that is no part of the completion (xAI), and other words for what was cached (DeepSeek, Moonshot); and what the vendor billed."""
+        xai = {"prompt_tokens": 10120, "completion_tokens": 1499, "total_tokens": 14428, "prompt_tokens_details": {"cached_tokens": 128}}
+        xai |= {"completion_tokens_details": {"reasoning_tokens": 2809}}
+        openai = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16, "completion_tokens_details": {"reasoning_tokens": 5}}
+        for usage, expected in (
+            (xai, Usage(9992, 4308, 128, 0, 2809)),
+            (openai, Usage(9, 7, 0, 0, 5)),
+            ({"prompt_tokens": 102056, "completion_tokens": 252, "prompt_cache_hit_tokens": 94464}, Usage(7592, 252, 94464)),
+            ({"prompt_tokens": 50, "completion_tokens": 5, "cached_tokens": 20}, Usage(30, 5, 20)),
+            ({"prompt_tokens": 50, "completion_tokens": "5", "prompt_cache_hit_tokens": 99}, Usage(0, 0, 50)),
+        ):
+            events = decode(chunk("hi", "stop") + event({"choices": [], "usage": usage}) + DONE)
+            self.assertEqual(events, [ANSWERED, TextDelta("hi"), expected, STOP], usage)
+        self.assertEqual(cost_nano(Usage(9992, 4308, 128, 0, 2809), Cost(input=1.25, output=2.5, cache_read=0.2)), 23_285_600)
 
     def test_characters_stay_whole(self) -> None:
         """However the bytes are cut, and where a server cuts its text inside a surrogate pair; what is invalid is U+FFFD (U15, U17)."""
@@ -675,9 +693,9 @@ class Faults(WithServer):
             (409, UpstreamError, True),
             (408, UpstreamTimeout, True),
             (400, UpstreamRefused, False),
-            (401, UpstreamRefused, False),
-            (403, UpstreamRefused, False),
-            (404, UpstreamRefused, False),
+            (401, UpstreamRefused, True),
+            (403, UpstreamRefused, True),
+            (404, UpstreamRefused, True),
             (422, UpstreamRefused, False),
             (418, UpstreamRefused, False),
         ):
@@ -790,10 +808,10 @@ class Loose(SynchronousTestCase):
             event({"choices": [], "error": {"message": "x"}}),
         ):
             body = block[6:-2]
-            strict, loose = chat_decoder._decode(body), chat_decoder._loose(body)
+            strict, loose = chat_chunks.read_chunk(body), chat_chunks.loose_chunk(body)
             assert loose is not None
             self.assertEqual([self.plain(c) for c in strict.choices or []], [self.plain(c) for c in loose.choices or []])
-            self.assertEqual(chat_decoder._counts(strict.usage), chat_decoder._counts(loose.usage))
+            self.assertEqual(chat_chunks.counts(strict.usage), chat_chunks.counts(loose.usage))
             self.assertEqual(strict.error, loose.error)
 
     @staticmethod

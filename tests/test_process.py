@@ -68,6 +68,8 @@ class ServeTests(ProcessCase):
             self.assertTrue(any(event["event"] == "agent" and event["payload"]["stream"] == "assistant" for event in frames.events))
             completion = client.chat.completions.create(model="mayros", messages=[{"role": "user", "content": "hi"}], user="bob")
             self.assertEqual((completion.choices[0].message.content, completion.choices[0].finish_reason), ("one two three", "stop"))
+            self.assertEqual([model.id for model in client.models.list()][:2], ["mayros", "mayros/default"])
+            self.assertEqual(client.models.retrieve("mayros/main").owned_by, "mayros")
         with self.assertRaises(openai.AuthenticationError):
             client.with_options(api_key="wrong").chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
         self.assertEqual(daemon.stop(), -signal.SIGTERM)
@@ -115,15 +117,6 @@ class ServeTests(ProcessCase):
         self.assertIn(b'"code":"server_shutdown"', rest)
         self.assertNotIn(b"[DONE]", rest)
         self.assertEqual([json.loads(row[0])["outcome"] for row in rows(daemon, "select meta from entries where meta is not null")], ["aborted"])
-
-    def test_sighup_is_survived(self) -> None:
-        """It is logged and ignored."""
-        daemon = self.daemon()
-        daemon.start()
-        assert daemon.process is not None
-        daemon.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "SIGHUP" in daemon.log.read_text())
-        self.assertEqual(daemon.request("GET", "/healthz")[0], 200)
 
     def test_kill_9_loses_no_acknowledged_turn(self) -> None:
         """After a restart the session remembers; a run that was live on the WebSocket is closed as aborted."""

@@ -71,6 +71,30 @@ class FileAndCommandTests(ToolsCase):
         self.assertNotIn(TOKEN, environ + secret)
 
 
+class WorkspaceTests(ToolsCase):
+    """What an agent begins with."""
+
+    def test_the_start_makes_workspaces(self) -> None:
+        """With starter files, without `mayros setup`; a folder that holds anything stays as it is, and so does one that was made before."""
+        daemon = self.daemon()
+        mine = daemon.folder / "mine"
+        mine.mkdir()
+        (mine / "letter.txt").write_text("Dear Ann")
+        daemon.config["agents"]["list"] = [{"id": "main"}, {"id": "beta", "workspace": str(mine)}]
+        daemon.start()
+        made = daemon.state / "workspace"
+        self.assertLessEqual({"AGENTS.md", "BOOTSTRAP.md", "USER.md"}, {path.name for path in made.iterdir()})
+        self.assertEqual([path.name for path in mine.iterdir()], ["letter.txt"])
+        daemon.request("POST", "/v1/chat/completions", HELLO)
+        self.assertIn("This workspace is new", self.upstream.asked[-1]["messages"][0]["content"])
+        daemon.stop()
+        for path in made.glob("*.md"):
+            path.unlink()
+        daemon.config["agents"]["defaults"].update(skipBootstrap=True)
+        daemon.start()
+        self.assertEqual([path.name for path in made.iterdir()], [".mayros"])
+
+
 class CancelTests(ToolsCase):
     """A run that is ended while a command runs."""
 

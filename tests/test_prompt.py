@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hypothesis
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.core.bounds import fitted
+from mayros.core.bounds import fitted, size
 from mayros.core.prompt import Prompter, cut, stable_part
-from mayros.core.tokens import estimate
+from mayros.core.tokens import estimate, estimate_utf8, most_utf8
 from mayros.core.tool_ports import Tool
 from mayros.core.workspace_ports import Skill, WorkspaceFile
 from mayros.messages import Message, pack
@@ -125,6 +128,36 @@ class EstimateTests(SynchronousTestCase):
     def test_estimate(self) -> None:
         """Four letters a token; ideographs, kana and hangul one each."""
         self.assertEqual([estimate(text) for text in ("", "abcdefgh", "漢字", "한국어", "ひらがな", "né n")], [0, 2, 2, 3, 4, 1])
+
+    def test_bytes(self) -> None:
+        """The same from UTF-8, and what it is at most, without counting exactly."""
+        for text in (
+            "",
+            "abcdefgh",
+            "漢字かな交じり文",
+            "한국어 문장",
+            "Zażółć gęślą jaźń",
+            "Съешь ещё этих",
+            "Tiếng Việt",
+            "naïve — “quoted”",
+            "🙂🙃 ok",
+            "ＦＵＬＬ",
+        ):
+            data = text.encode()
+            self.assertEqual(estimate_utf8(data), estimate(text))
+            self.assertLessEqual(estimate(text), most_utf8(data))
+            self.assertLess(most_utf8(data), estimate(text) + len(data) // 3 + 2)
+
+    @hypothesis.settings(deadline=None, max_examples=100)
+    @given(st.lists(st.text(max_size=400), max_size=6), st.integers(10, 2_000))
+    def test_what_fits_by_a_quick_look_fits(self, texts: list[str], window: int) -> None:
+        """Looking less closely where there is much room never lets more through."""
+        messages = [pack(Message("user", text.encode("utf-8", "replace").decode())) for text in texts]
+        found, total = fitted("s", messages, window), estimate("s") + sum(map(size, messages))
+        if total >= window + len(messages):
+            self.assertIsNone(found)
+        elif total < window - len(messages):
+            self.assertEqual(found, messages)
 
     def test_few_bytes_always_fit_and_too_many_never(self) -> None:
         """The window's edge, by estimate."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.config.schema import AgentDefaults, AgentEntry, Agents, Config, ModelChoice, ModelEntry, Session
+from mayros.config.schema import AgentDefaults, AgentEntry, Agents, AuthProfile, Config, ModelAuth, ModelChoice, ModelEntry, Session
 from mayros.core.models import Catalogue
 from mayros.core.routing import Directory, Settings
 from mayros.errors import AgentNotFound, InvalidRequest
@@ -185,8 +185,19 @@ class AgentSettingsTests(SynchronousTestCase):
             models={SMOL: ModelEntry(alias="small", params={"temperature": 0.2, "top_p": 0.9})},
         )
         self.assertEqual([model.ref for model in here.agents["a"].models], [SMOL])
-        self.assertEqual(here.agents["a"].params, {"temperature": 0.2, "top_p": 0.9})
-        self.assertEqual(here.agents["b"].params, {"temperature": 0.2, "top_p": 0.5})
+        self.assertEqual(here.agents["a"].params_for(SMOL), {"temperature": 0.2, "top_p": 0.9})
+        self.assertEqual(here.agents["b"].params_for(SMOL), {"temperature": 0.2, "top_p": 0.5})
+        self.assertEqual(here.agents["b"].params_for("openai/other"), {"top_p": 0.5})
+
+    def test_parameters_that_make_no_sense(self) -> None:
+        """They do not count; both names of the original do."""
+        odd = {"temperature": "hot", "topP": True, "maxTokens": -4, "thinking": ["high"], "cacheRetention": "for ever", "transport": "sse"}
+        here = directory(
+            AgentEntry(id="a", model=SMOL, params=odd),
+            AgentEntry(id="b", model=SMOL, params={"top_p": 1, "max_tokens": 9, "thinking": "max", "cacheRetention": "long"}),
+        )
+        self.assertEqual(here.agents["a"].params, {})
+        self.assertEqual(here.agents["b"].params, {"top_p": 1, "max_tokens": 9, "thinking": "max", "cache_retention": "long"})
 
     def test_workspaces(self) -> None:
         """The default agent has the configured one, the others one of their own, so that no two share by accident."""
@@ -204,5 +215,8 @@ class AgentSettingsTests(SynchronousTestCase):
         built = Settings.build(config, state_dir="/state", config_path="/c.json", environ={"OPENAI_API_KEY": "sk-1"}, now_ms=5, warnings=["w"])
         self.assertEqual(built.warnings[0], "w")
         self.assertIn("'nowhere/x'", built.warnings[1])
+        auth = ModelAuth(profiles={"work": AuthProfile(provider="antropic", key="sk-2")})
+        (warning,) = Settings.build(Config(auth=auth), state_dir="/state", config_path="/c.json", environ={}, now_ms=5).warnings
+        self.assertEqual(warning, "auth.profiles.work.provider: there is no provider 'antropic', so nothing is asked with this key")
         self.assertEqual(built.catalogue.providers["openai"].key, "sk-1")
         self.assertNotIn("sk-1", repr(built))

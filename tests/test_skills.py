@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +18,7 @@ from mayros.core.routing import Agent
 from mayros.core.skills import MOST_CHARS, MOST_LISTED, head_of, section
 from mayros.core.workspace_ports import Skill
 from mayros.storage.skills import CHECK_SECONDS, MAX_BYTES, FileSkills
+from mayros.tools.access import Access
 from tests.test_workspace import Threads
 
 
@@ -112,9 +116,9 @@ class FindingTests(SynchronousTestCase):
         self.environ: dict[str, str] = {"PATH": os.path.join(self.base, "bin")}
         self.skills = self.finder()
 
-    def finder(self, **settings: Any) -> FileSkills:
+    def finder(self, workspaces: Sequence[str] = (), **settings: Any) -> FileSkills:
         known = msgspec.convert({"load": {"extraDirs": [self.places["extra"]]}, **settings}, SkillSettings)
-        return FileSkills(known, self.places["state"], self.places["home"], self.environ, self.clock, self.threads)
+        return FileSkills(known, self.places["state"], self.places["home"], self.environ, self.clock, self.threads, lambda: workspaces)
 
     def put(self, folder: str, name: str, text: str | None = None) -> str:
         """Write a SKILL.md; its path."""
@@ -139,7 +143,31 @@ class FindingTests(SynchronousTestCase):
         for folder in places:
             self.assertEqual(f"From {folder}.", self.found()["same"].description)
             os.unlink(os.path.join(self.base, folder, "same", "SKILL.md"))
-        self.assertEqual([os.path.join(self.base, folder) for folder in places], self.skills.folders(self.agent))
+        workspace, *others = [(os.path.join(self.base, folder), "") for folder in ("workspace", *places[2:])]
+        own = [(workspace[0], "skills"), (workspace[0], os.path.join(".agents", "skills"))]
+        self.assertEqual([*own, *others], self.skills.folders(self.agent))
+
+    def test_a_folder_in_a_workspace_is_walked_from_there(self) -> None:
+        """Also where links lead to it, of this agent or of another: once a model has put a link in its place, nothing is read through it."""
+        real, link, way = (os.path.join(self.base, name) for name in ("real", "link", "way"))
+        os.makedirs(real)
+        os.symlink("real", link)
+        os.symlink(os.path.join(link, "shared"), way)
+        self.put("outside", "a")
+        access = Access((), lambda agent: self.skills.folders(agent))
+        shared = os.path.join(real, "shared")
+        cases = ((msgspec.structs.replace(self.agent, workspace=link), link), (self.agent, real), (self.agent, link))
+        for (agent, workspace), extra in itertools.product(cases, (shared, f"{link}/shared", way, f"{link}/../real/./shared/")):
+            self.put("real/shared", "a")
+            self.skills = self.finder([workspace], load={"extraDirs": [extra]})
+            location = self.found(agent)["a"].path
+            self.assertEqual(((workspace, "shared"), f"{workspace}/shared/a/SKILL.md"), (self.skills.folders(agent)[-1], location), extra)
+            access.enter(agent, location, True, reading=True).__exit__()
+            shutil.rmtree(shared)
+            os.symlink(os.path.join(self.base, "outside"), shared)
+            self.assertEqual({}, self.found(agent), extra)
+            self.assertRaises(PermissionError, access.enter, agent, location, True, reading=True)
+            os.unlink(shared)
 
     def test_no_folders(self) -> None:
         """No skills, and nothing in the log."""
@@ -207,6 +235,15 @@ class FindingTests(SynchronousTestCase):
         with open(path, "w") as file:
             file.write(skill_text("a", "Changed it."))
         self.assertEqual("Changed it.", self.found()["a"].description)
+
+    def test_other_settings(self) -> None:
+        """Hold for the next who asks, without waiting for the next look."""
+        self.put("state/skills", "a")
+        self.put("more", "b")
+        self.assertEqual({"a"}, set(self.found()))
+        more = os.path.join(self.base, "more")
+        self.skills.use(msgspec.convert({"load": {"extraDirs": [more]}, "entries": {"a": {"enabled": False}}}, SkillSettings))
+        self.assertEqual({"b"}, {skill.name for skill in self.successResultOf(self.skills.skills(self.agent))})
 
     def test_too_many(self) -> None:
         """Of one folder 300 entries are looked at and 200 skills taken."""

@@ -749,6 +749,18 @@ class Pruning(StoreTestCase):
         self.assertEqual(await self.maintenance.sweep(), 1)
         self.assertEqual(self.rows("SELECT key FROM idempotency"), [("live",)])
 
+    async def test_more_keys_than_are_kept(self) -> None:
+        """Beyond the number that is kept, the answers that would expire first go first; a live key stays."""
+        self.patch(maintenance, "MAX_KEYS", 3)
+        keys = SqlIdempotency(self.database, lambda: self.now)
+        for name in ("live", "a", "b", "c", "d"):
+            begun: Any = await keys.begin("owner", name, b"", f"run-{name}", 60)
+            if name != "live":
+                await keys.finish(begun.claim, RunResult(f"run-{name}", "agent:main:main", "s", "main", "ok", "", self.now, self.now))
+            self.now += 1
+        self.assertEqual(await self.maintenance.sweep(), 2)
+        self.assertEqual(self.rows("SELECT key FROM idempotency ORDER BY created_ms"), [("live",), ("c",), ("d",)])
+
     async def test_every_minute(self) -> None:
         """A sweep runs at the start and a minute after the last one; stopped, none follows."""
         swept: list[None] = []

@@ -16,11 +16,13 @@ from mayros.cli.main import main
 from mayros.cli.place import Place
 from mayros.core.keys import SessionKey
 from mayros.core.models import Model
-from mayros.core.ports import Principal, ToolSpec, Turn
+from mayros.core.ports import Principal, SessionSettings, ToolSpec, Turn
 from mayros.core.routing import Settings
+from mayros.core.session_ports import SessionRow
 from mayros.core.tool_ports import Tool, ToolContext, ToolResult
 from mayros.core.toolbox import NOT_HERE, LocalToolbox, catalogue
 from mayros.errors import ToolFailed
+from mayros.events import Usage
 from mayros.net.statedir import StateDir
 from mayros.runtime import Core
 from mayros.tools.status import tools as status_tools
@@ -173,6 +175,19 @@ class StatusTests(SynchronousTestCase):
         self.assertIn("Time: Tuesday, 2025-11-25 18:00 (Europe/Berlin)", text)
         self.assertIn("Model: fake/one", text)
         self.assertIn("first turn", text)
+
+    def test_what_was_used(self) -> None:
+        """Turns, tokens, and what they cost where the models have a price."""
+        row = SessionRow(
+            "agent:main:main", "main", "s", 0, 0, 3, False, SessionSettings(), 12_000, 500, last_usage=Usage(1_000, 50, cache_read=3_000),
+            cache_read_tokens=9_000, cost_nano=21_050_000,
+        )  # fmt: skip
+        self.harness.store.rows[row.key] = row
+        text = self.call(self.status)
+        for line in ("Turns: 3", "Tokens: 12,000 in (9,000 from the cache), 500 out", "Cost: $0.0210", "Context: 4,050 of 8,192 tokens (49 %)"):
+            self.assertIn(line, text.splitlines())
+        self.harness.store.rows[row.key] = msgspec.structs.replace(row, cost_nano=0)
+        self.assertNotIn("Cost", self.call(self.status))
 
     def test_the_model_is_set_and_cleared(self) -> None:
         """By name or alias; `default` is the agent's own again. It holds for the session that asks, and no other can be named."""

@@ -25,6 +25,7 @@
 | T09-T13 | fetching from the web | there is no such tool: test_toolbox: test_every_known_tool_has_a_row |
 | T14 | instructions in what comes from outside | test_loop: test_a_result_from_outside_stands_between_marks |
 | T14 | instructions in what comes from outside | test_loop: test_what_came_from_outside_stays_so_when_it_is_read_back |
+| T14 | instructions in files of others | test_tools_files: test_a_file_of_others_comes_from_outside |
 | T14 | nothing closes the marks | here: test_no_text_closes_its_marks |
 | T14 | policy decides | test_policy: test_deny_always_wins; test_approvals: test_a_call_can_only_be_stricter |
 | T14 | policy decides | test_approvals: test_what_is_kept_can_only_be_stricter |
@@ -32,6 +33,9 @@
 | T14 | command lines that hide another one | test_command: test_what_could_run_something_else_is_refused, test_files_and_expansions_are_not |
 | T15 | secrets in results and arguments | test_loop: test_a_long_result_keeps_head_and_tail, test_secrets_in_arguments_are_not_recorded |
 | T15 | secrets in results and arguments | test_tools_files: test_secrets |
+| T15 | a secret that comes in pieces, and a page that shows a part of one | test_redact: test_a_secret_in_pieces, test_pieces_are_like_the_whole |
+| T15 | a secret that comes in pieces, and a page that shows a part of one | test_tools_exec: test_a_secret_that_comes_in_pieces |
+| T15 | a secret that comes in pieces, and a page that shows a part of one | test_tools_files: test_a_page_that_begins_or_ends_inside_of_a_secret |
 | T15 | a secret wherever it stands in a long result | here: test_a_secret_anywhere_in_a_long_result |
 | T16 | names | test_loop: test_tools_that_are_not_there_or_not_allowed; here: test_odd_names |
 | T16 | arguments | test_loop: test_arguments_that_cannot_be_used, test_arguments_that_the_limit_cut_off; here: test_odd_arguments |
@@ -49,7 +53,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +125,14 @@ class ModelTests(LoopCase):
     """What a model sends."""
 
     def test_a_secret_anywhere_in_a_long_result(self) -> None:
-        """T15: also where it lies across the border of two pieces that are gone through one after the other."""
-        for start in range(PIECE_CHARS - len(SECRET) - 1, PIECE_CHARS + 2, 5):
-            self.use(FakeTool("look", "x" * start + " " + SECRET + " " + "y" * 40_000))
-            self.one_call("look", {})
-            (kept,) = self.gateway.results.kept.values()
-            self.assertEqual(kept, "x" * start + " *** " + "y" * 40_000)
+        """T15: also across the border of two pieces that are gone through one after the other, with and without blanks in it."""
+        key = "\n".join(["-----BEGIN PRIVATE KEY-----", *["MIIEvQIBADANBgkqhkiG9w0BAQEFAASC"] * 20, "-----END PRIVATE KEY-----"])
+        for secret in (SECRET, key):
+            for start in range(PIECE_CHARS - len(secret) - 1, PIECE_CHARS + 2, 1 + len(secret) // 6):
+                self.use(FakeTool("look", "x" * start + " " + secret + " " + "y" * 40_000))
+                self.one_call("look", {})
+                (kept,) = self.gateway.results.kept.values()
+                self.assertEqual(kept, "x" * start + " *** " + "y" * 40_000)
 
     def test_odd_names(self) -> None:
         """T16: a tool is called by its exact name or not at all; each such call has a result that a model takes."""
@@ -162,14 +167,9 @@ class CommandTests(ExecCase):
     async def test_the_last_words_of_a_command(self) -> None:
         """T07: a gateway that comes to read them late, when the command is long gone, has all of them."""
         said = bytearray()
-
-        def slowly(data: bytes) -> None:
-            said.extend(data)
-            time.sleep(0.06)  # others have the reactor meanwhile
-
         command = "head -c 60000 /dev/zero | tr '\\0' x; echo; echo that was all"
-        process = self.spawner.start(command, self.workspace, environment(os.environ, {}), slowly, timeout=10)
-        time.sleep(0.3)
+        process = self.spawner.start(command, self.workspace, environment(os.environ, {}), said.extend, timeout=10)
+        process.transport.pipes[1].pauseProducing()  # as if it were always somebody else's turn, until it is known that the command has ended
         await process.ended()
         self.assertEqual((len(said), bytes(said[-14:])), (60_014, b"\nthat was all\n"))
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet import reactor
@@ -22,10 +23,12 @@ from mayros.core.routing import Agent
 from mayros.core.tool_ports import ToolResult
 from mayros.errors import ToolFailed
 from mayros.net import marks
+from mayros.net.redact import Redactor
 from mayros.net.spawn import Spawner
 from mayros.tools import keys
 from mayros.tools.exec import tools
 from mayros.tools.output import Output
+from tests.helpers import SECRET
 
 
 class Context:
@@ -75,7 +78,7 @@ class ExecCase(TestCase):
         environ = {**os.environ, "OPENAI_API_KEY": "sk-secret"}
         self.spawner = Spawner(reactor, environ, self.state)
         self.permission = Allowed()
-        self.exec, self.process = tools(self.spawner, reactor, self.permission)
+        self.exec, self.process = tools(self.spawner, reactor, self.permission, Redactor([SECRET]))
         self.context = Context(self.workspace)
         self.addCleanup(self.spawner.stop)
 
@@ -172,7 +175,7 @@ class RunTests(ExecCase):
     async def test_a_system_without_the_small_programs(self) -> None:
         """Neither setsid(1) nor setpriv(1): it leads its session all the same."""
         spawner = Spawner(reactor, os.environ, self.state, which=lambda name: None)
-        result = await tools(spawner, reactor, self.permission)[0].call({"command": "ps -o pid=,pgid=,sid= -p $$"}, self.context)
+        result = await tools(spawner, reactor, self.permission, Redactor())[0].call({"command": "ps -o pid=,pgid=,sid= -p $$"}, self.context)
         self.assertEqual(len(set(result.text.split())), 1)
 
     async def test_a_flood_is_drained_and_cut_in_the_middle(self) -> None:
@@ -191,12 +194,45 @@ class RunTests(ExecCase):
         self.assertLess(time.monotonic() - began, 2)
         self.assertEqual([alive(self.wrote(name)) for name in "ab"], [False, False])
 
+    async def test_a_daemon_without_an_environment_is_ended(self) -> None:
+        """It left the group and the session, its parent is gone, and so is the variable: its limits still say whose it is. So in a terminal."""
+        daemon = "(env -i setsid /bin/sh -c 'echo $$ > NAME; exec /bin/sleep 1000' > /dev/null 2>&1 < /dev/null &); while ! test -s NAME; do :; done"
+        for name, pty in (("a", False), ("b", True)):
+            self.assertIn("ended", await self.text(daemon.replace("NAME", name), pty=pty))
+            self.assertFalse(alive(self.wrote(name)))
+        kept = await self.start(daemon.replace("NAME", "c"))
+        self.assertIn("exited with code 0", await self.look("poll", kept["sessionId"], timeout=5_000))
+        self.assertTrue(alive(self.wrote("c")))
+        await self.text("true")  # the end of another command does not touch it
+        self.assertTrue(alive(self.wrote("c")))
+        await self.spawner.stop()
+        self.assertFalse(alive(self.wrote("c")))
+
     async def test_the_time_limit_ends_the_whole_group(self) -> None:
         """The answer says so, with what there was."""
         result = await self.call("echo started; (sleep 1000 & echo $! > a; wait) | cat", timeout=1)
         self.assertEqual((result.is_error, result.text.split("\n")[0], alive(self.wrote("a"))), (True, "started", False))
         self.assertIn("time limit", result.text)
         self.assertEqual(await self.left(), 0)
+
+    async def test_a_secret_that_comes_in_pieces(self) -> None:
+        """T15: no poll shows half of it, nor does the log, nor the list, where commands are cut."""
+        os.mkfifo(os.path.join(self.workspace, "pipe"))
+        halves = SECRET[:14], SECRET[14:]
+        for name, half in zip(("first", "second"), halves, strict=True):
+            with open(os.path.join(self.workspace, name), "w") as file:
+                file.write(half)
+        session = (await self.start(f"printf 'one '; cat first; read x < pipe; cat second; echo ' two'; : {'x' * 110} {SECRET}"))["sessionId"]
+        self.assertEqual(await self.look("poll", session, timeout=5_000), "one\n\nStill running.")
+        with open(os.path.join(self.workspace, "pipe"), "w") as pipe:
+            pipe.write("go\n")
+        said = ""
+        while "exited" not in said:
+            said += await self.look("poll", session, timeout=5_000)
+        self.assertIn("***", said)
+        self.assertEqual(await self.look("log", session), "one *** two")
+        said += await self.look("list")
+        self.assertFalse([half for half in halves if half in said])
 
     async def test_watchers_are_told_what_there_is_so_far(self) -> None:
         """While the command runs."""
@@ -258,12 +294,13 @@ class CancelTests(ExecCase):
     """A run that is cancelled leaves no process after a second."""
 
     async def test_everything_is_gone_after_a_second(self) -> None:
-        """What ignores SIGTERM, a pipeline with grandchildren, and a daemon that ignores it too."""
+        """What ignores SIGTERM, a pipeline with grandchildren, and daemons that ignore it too, one without an environment."""
         stubborn = "trap '' TERM; echo $$ > NAME; while :; do sleep 0.1; done"
         commands = {
             "a": stubborn.replace("NAME", "a"),
             "b": "sh -c 'sleep 1000 & echo $! > b; wait' | cat | cat",
             "c": f"setsid sh -c '{stubborn.replace(chr(39), chr(34)).replace('NAME', 'c')}' > /dev/null 2>&1 & sleep 1000",
+            "d": f"env -i setsid sh -c '{stubborn.replace(chr(39), chr(34)).replace('NAME', 'd')}' > /dev/null 2>&1 & sleep 1000",
         }
         running = [self.call(command) for command in commands.values()]
         while not all(os.path.exists(os.path.join(self.workspace, name)) and self.wrote(name) for name in commands):
@@ -276,7 +313,19 @@ class CancelTests(ExecCase):
         for one in gone:
             await one
         self.assertLess(time.monotonic() - began, 1.1)
-        self.assertEqual(([alive(self.wrote(name)) for name in commands], await self.left()), ([False] * 3, 0))
+        self.assertEqual(([alive(self.wrote(name)) for name in commands], await self.left()), ([False] * 4, 0))
+
+    async def test_who_is_dead_is_not_waited_for(self) -> None:
+        """A zombie that its parent does not reap, as orphans are in a container without an init, is not counted as left."""
+        mark = self.spawner.marks.new()
+        child = subprocess.Popen(["/bin/sh", "-c", f"ulimit -w {marks.limit(mark)} || ulimit -x {marks.limit(mark)}; kill -STOP $$"], env={})
+        self.addCleanup(child.wait)
+        while not await self.spawner.marks.look(mark):
+            await marks.pause(reactor, 0.01)
+        child.kill()
+        while alive(str(child.pid)):
+            await marks.pause(reactor, 0.01)
+        self.assertEqual(await self.spawner.marks.look(mark), 0)
 
     async def test_cancelled_while_somebody_is_asked_nothing_is_started(self) -> None:
         """The question is what is cancelled."""
@@ -388,9 +437,10 @@ class SweepTests(ExecCase):
             "reactor.run()\n"
         )
         daemon = "setsid sh -c 'trap \"\" TERM; echo $$ > %s; while :; do sleep 0.1; done' > /dev/null 2>&1 & wait"
-        names = [os.path.join(self.workspace, name) for name in ("left", "others", "child")]
+        names = [os.path.join(self.workspace, name) for name in ("left", "others", "child", "bare")]
         other = self.state + "-other"
         started = [self.state, daemon % names[0], other, daemon % names[1], self.state, f"echo $$ > {names[2]}; exec sleep 1000"]
+        started += [self.state, daemon.replace("setsid", "env -i setsid") % names[3]]
         child = subprocess.Popen([sys.executable, "-c", gateway, *started], cwd=os.path.dirname(PACKAGE))
         self.addCleanup(child.wait)
         self.addCleanup(child.kill)
@@ -398,11 +448,11 @@ class SweepTests(ExecCase):
             await marks.pause(reactor, 0.01)
         child.kill()
         child.wait()
-        left, others, direct = (self.wrote(name) for name in names)
+        left, others, direct, bare = (self.wrote(name) for name in names)
         self.addCleanup(os.kill, int(others), signal.SIGKILL)
-        self.assertEqual((alive(left), alive(others)), (True, True))
+        self.assertEqual((alive(left), alive(others), alive(bare)), (True, True, True))
         self.assertGreaterEqual(await ensureDeferred(self.spawner.sweep(grace=0.1)), 1)
-        self.assertEqual((alive(left), alive(others), alive(direct)), (False, True, False))
+        self.assertEqual((alive(left), alive(others), alive(direct), alive(bare)), (False, True, False, False))
         self.assertEqual(await ensureDeferred(self.spawner.sweep(grace=0.1)), 0)
 
 
@@ -412,8 +462,8 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(keys.__file__)))
 class OutputTests(SynchronousTestCase):
     """The text of what a command writes."""
 
-    def collect(self, *pieces: bytes, head: int = 100, tail: int = 100) -> Output:
-        output = Output(head, tail)
+    def collect(self, *pieces: bytes, head: int = 100, tail: int = 100, secrets: Sequence[str] = ()) -> Output:
+        output = Output(Redactor(secrets), head, tail)
         for piece in pieces:
             output.add(piece)
         output.end()
@@ -434,11 +484,35 @@ class OutputTests(SynchronousTestCase):
 
     def test_reading_on_from_a_position(self) -> None:
         """What is new, and how much of it is lost."""
-        output = Output(4, 4)
+        output = Output(Redactor(), 4, 4)
         output.add(b"abc")
         self.assertEqual(output.since(0), ("abc", 0))
         output.add(b"defghijklmn")
         self.assertEqual((output.since(3), output.since(6), output.since(12)), (("dklmn", 6), ("klmn", 4), ("mn", 0)))
+
+    def test_secrets_are_hidden_wherever_the_text_is_cut(self) -> None:
+        """Between two pieces, where the head ends and where the tail begins; of what is forgotten nothing is looked at, and nothing is shown."""
+        key = "-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n" * 30 + "-----END PRIVATE KEY-----\n"
+        for secret in (SECRET, key):
+            for size in (7, 4_096, 65_536):
+                for start in (0, 90, 100_500, 500_000):
+                    data = (secret + "y" * 300_000).encode()
+                    pieces = [data[at : at + size] for at in range(0, len(data), size)][:3_000]
+                    output = self.collect(b"x" * start, *pieces, head=100, tail=100_000, secrets=[SECRET])
+                    shown = output.text() + output.last(50_000) + output.since(0)[0]
+                    self.assertFalse([part for part in ("secret-that", "nobody", "MIIE", "BEGIN") if part in shown], (secret, size, start))
+        flood = self.collect(*[b"line\n" * 10_000] * 200, SECRET.encode(), b" end", secrets=[SECRET])
+        self.assertEqual((flood.position, flood.dropped, flood.last(7)), (10_000_007, 10_000_007 - 200, "*** end"))
+
+    def test_a_secret_that_has_begun(self) -> None:
+        """It is not shown before it is known to be one or none; a prompt is."""
+        output = Output(Redactor([SECRET]), 100, 100)
+        output.add(f"Your name? {SECRET[:9]}".encode())
+        self.assertEqual((output.text(), output.last(50), output.position), ("Your name? ", "Your name? ", 11))
+        output.add(f"{SECRET[9:]} and {SECRET[:9]}".encode())
+        self.assertEqual(output.since(11), ("*** and ", 0))
+        output.end()
+        self.assertEqual(output.since(19), (SECRET[:9], 0))
 
     def test_hostile_sequences_cost_nothing(self) -> None:
         """Beginnings without an end take time and memory in proportion."""

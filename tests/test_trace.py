@@ -24,10 +24,11 @@ from mayros.storage.overview import Overview
 from mayros.ws.methods.table import METHODS
 from tests.helpers import TOKEN
 from tests.test_ws import World
+from tests.test_ws_logs import log_of
 
 TRACE = Path(__file__).with_name("data") / "ws-protocol3-trace.txt"
 #: What the trace asks for and this gateway does not offer yet; the answer is then `unknown method`.
-NOT_YET = {"logs.tail"}
+NOT_YET: set[str] = set()
 #: What the recorded gateway did not have.
 NEWER = {"tools.catalog"}
 #: What this version of the gateway has to offer, in the trace or not.
@@ -36,9 +37,10 @@ OFFERED = {
     "agent.": "wait identity.get",
     "chat.": "send history abort inject",
     "sessions.": "list preview resolve patch reset delete",
+    "logs.": "tail",
     "models.": "list",
     "agents.": "list create update delete files.list files.get files.set",
-    "config.": "get schema",
+    "config.": "get schema set patch apply change",
     "device.": "pair.list pair.approve pair.reject pair.remove token.rotate token.revoke",
 }
 _HEALTH = r"(connect/payload/snapshot/health|event health/payload|health/payload)"
@@ -53,6 +55,8 @@ DIFFERENCES: dict[str, str] = {
     _HEALTH + r"/agents\[\]/heartbeat/(prompt: more|everyMs: null, not number)": "there are no heartbeats yet",
     _HEALTH + r"/(agents\[\]/)?sessions/recent: empty": "clients without any scope see it: sessions are counted, and not named",
     r"status/payload/heartbeat/agents\[\]/everyMs: null, not number": "there are no heartbeats yet",
+    r"status/payload/config: more": "how the last reading of the configuration went",
+    r"status/payload/gateway: more": "how the gateway as a whole is",
     r"status/payload/channelSummary: more": "as documented, empty; cut from the recording",
     r"status/payload/sessions/(byAgent\[\]/)?recent\[\]" + _TOKENS + ": more": "all four counts are told",
     r"status/payload/sessions/(byAgent\[\]/)?recent\[\]/systemSent: more": "told of every session",
@@ -135,6 +139,7 @@ class Player:
         self.world.harness.serve(text="word")
         health = Health(lambda: self.world.harness.settings, self.overview, self.world.clock, self.world.now_ms)
         self.world.gateway.health = health.payload
+        self.world.gateway.tail = log_of("one", "two", "three")
         test.successResultOf(Deferred.fromCoroutine(health.refresh()))
         self.session, self.link = self.world.dial()
         self.frames: list[dict[str, Any]] = []

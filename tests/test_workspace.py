@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.routing import Agent
 from mayros.core.workspace_ports import WorkspaceFile
-from mayros.storage.workspace import BOOTSTRAP, BOOTSTRAP_TEXT, FILES, MAX_BYTES, STARTER_FILES, FileWorkspace, seed
+from mayros.storage.workspace import BOOTSTRAP, BOOTSTRAP_TEXT, FILES, MAX_BYTES, STARTER_FILES, FileWorkspace, make_workspace, seed
 
 
 class Threads:
@@ -226,6 +226,18 @@ class Seeding(WorkspaceTestCase):
         agent = Agent("main", None, None, root, (), "", {}, 600.0, 20_000, 150_000, None, None)
         files = self.successResultOf(self.workspace.files(agent))
         self.assertEqual({file.name: file.text for file in files}, {**STARTER_FILES, BOOTSTRAP: BOOTSTRAP_TEXT})
+
+    def test_a_workspace_that_the_gateway_makes(self) -> None:
+        """It gets the files when it is new or empty, not when they are not wanted, and never one with something in it."""
+        fresh, plain = (os.path.join(self.outside, name) for name in ("fresh", "plain"))
+        self.assertEqual(make_workspace(plain, False), [])
+        self.assertEqual(os.listdir(plain), [])
+        self.assertEqual(make_workspace(fresh, True), [*STARTER_FILES, BOOTSTRAP])
+        os.unlink(os.path.join(fresh, "USER.md"))
+        self.assertEqual(make_workspace(fresh, True), [])
+        self.write("letter.txt", "mine")
+        self.assertEqual(make_workspace(self.root, True), [])
+        self.assertEqual((os.listdir(self.root), os.path.exists(os.path.join(fresh, "USER.md"))), (["letter.txt"], False))
 
     def test_the_first_run_is_once_only(self) -> None:
         """Its file is deleted when it is done; a workspace that is emptied later gets its starter files again, but not that one."""

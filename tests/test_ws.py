@@ -12,7 +12,9 @@ from mayros.core.address import Address
 from mayros.core.approvals import Approvals
 from mayros.core.devices import Devices
 from mayros.core.exec_rules import ExecRules
+from mayros.core.ports import Principal
 from mayros.core.tool_ports import Tool
+from mayros.errors import Unauthorized
 from mayros.ws.broadcast import EVENTS
 from mayros.ws.context import Gateway
 from mayros.ws.methods.table import METHODS
@@ -71,6 +73,7 @@ class World:
         self.approvals = Approvals(self.clock, self.now_ms)
         self.rules_store = FakeRulesStore()
         self.exec_rules = ExecRules(self.rules_store, self.now_ms, place="/nonexistent/mayros.db")
+        self.exec_rules.fixed = lambda path: path.startswith("/usr/bin/")
         self.gateway = Gateway(
             config=self.harness.config,
             authenticator=self.harness.authenticator,
@@ -80,6 +83,10 @@ class World:
             devices=Devices(self.devices, self.now_ms),
             approvals=self.approvals,
             exec_rules=self.exec_rules,
+            usage=self.harness.usage,
+            spending=self.harness.runs.spending,
+            api_tokens=self.harness.api_tokens,
+            quotas=self.harness.quotas,
             lanes=self.harness.lanes,
             agent_files=self.harness.agent_files,
             clock=self.clock,
@@ -89,15 +96,16 @@ class World:
             version="1.2.3",
             host="box",
             started_ms=self.now_ms() - 5_000,
+            model_health=self.harness.health,
         )
 
     def now_ms(self) -> int:
         return int(self.clock.seconds() * 1000)
 
-    def dial(self, address: Address = LOCAL, origin: str | None = None) -> tuple[Session, FakeLink]:
-        """A socket that is open; the challenge is still in the link."""
+    def dial(self, address: Address = LOCAL, origin: str | None = None, user: Principal | Unauthorized | None = None) -> tuple[Session, FakeLink]:
+        """A socket that is open; the challenge is still in the link. `user`: what a trusted proxy says."""
         link = FakeLink()
-        session = Session(self.gateway, link, address, origin)
+        session = Session(self.gateway, link, address, origin, user)
         session.opened()
         return session, link
 
@@ -192,6 +200,13 @@ class ConnectTests(SynchronousTestCase):
         self.assertNotIn("seq", event)
         self.assertTrue(link.large)
 
+    def test_the_scope_of_sessions(self) -> None:
+        """Is the configured one, here as in `agents.list`."""
+        for scope in ("per-sender", "global"):
+            self.world = World(self, {"session": {"scope": scope}})
+            self.assertEqual(scope, self.admitted(connect_params())["snapshot"]["sessionDefaults"]["scope"])
+            self.assertEqual(scope, ask(*self.world.connect(READ), "agents.list")["payload"]["scope"])
+
     def test_paths_are_for_administrators(self) -> None:
         """A client that may only read is not told where things are on this machine."""
         self.assertNotIn("stateDir", self.admitted(connect_params(READ))["snapshot"])
@@ -254,7 +269,10 @@ class ConnectTests(SynchronousTestCase):
             ({"client": {**client, "version": ""}}, "at /client/version: must NOT have fewer than 1 characters"),
             ({"client": {**client, "mode": "operator"}}, "at /client/mode: must be equal to one of the allowed values"),
             ({"client": {**client, "displayName": 1}}, "at /client/displayName: must be string"),
-            ({"client": {"id": "cli"}}, "at /client: must have required property 'version'"),
+            (
+                {"client": {"id": "cli", "version": "1"}},
+                "at /client: must have required property 'platform'; at /client: must have required property 'mode'",
+            ),
             ({"caps": "all"}, "at /caps: must be array"),
             ({"commands": [1]}, "at /commands/0: must be string"),
             ({"permissions": {"a": "yes"}}, "at /permissions/*: must be boolean"),
@@ -278,6 +296,8 @@ class ConnectTests(SynchronousTestCase):
         for missing in ("client", "minProtocol", "maxProtocol"):
             params = {key: value for key, value in connect_params().items() if key != missing}
             self.assertEqual(f"invalid connect params: must have required property '{missing}'", self.refused(params)[0]["message"])
+        names = "; ".join(f"must have required property '{name}'" for name in ("minProtocol", "maxProtocol", "client"))
+        self.assertEqual(f"invalid connect params: {names}", self.refused({})[0]["message"])
         self.assertEqual("invalid connect params: must be object", self.refused([1])[0]["message"])
 
     def test_unknown_keys_are_ignored(self) -> None:

@@ -100,7 +100,7 @@ class AgentTests(SynchronousTestCase):
             ({"sessionId": "s"}, "sessionId alone cannot choose a session"),
             ({"idempotencyKey": "no blanks"}, "at /idempotencyKey: "),
             ({"idempotencyKey": "k" * 129}, "at /idempotencyKey: "),
-            ({"attachments": [{"content": "eA=="}]}, "attachments are not supported"),
+            ({"attachments": [{"content": "eA"}]}, "attachment attachment-1: invalid base64 content"),
             ({"deliver": True}, "deliver: "),
             ({"channel": "telegram"}, "unknown channel: telegram"),
             ({"timeout": "5"}, "at /timeout: must be integer"),
@@ -108,7 +108,7 @@ class AgentTests(SynchronousTestCase):
         ):
             error = ask(self.session, self.link, "agent", agent_params(**change))["error"]
             self.assertEqual("INVALID_REQUEST", error["code"])
-            self.assertTrue(error["message"].startswith(("invalid agent params: ", "invalid thinking")), error["message"])
+            self.assertTrue(error["message"].startswith(("invalid agent params: ", "invalid thinking", "attachment ")), error["message"])
             self.assertIn(words, error["message"])
         self.assertIn("must be object", ask(self.session, self.link, "agent", [1])["error"]["message"])
         self.assertEqual({}, self.world.harness.idempotency.kept)
@@ -309,7 +309,7 @@ class ClaimTests(SynchronousTestCase):
         self.session.closed()
         self.keys.go()
         self.assertIsNotNone(self.world.harness.runs.get("k-1"))
-        self.assertEqual({}, self.world.gateway.claiming)
+        self.assertEqual(0, len(self.world.gateway.claims))
 
     def test_the_store_cannot_be_written(self) -> None:
         """An error that may be tried again; also when nobody waits for it any more."""
@@ -321,7 +321,7 @@ class ClaimTests(SynchronousTestCase):
         tell(self.session, "agent", agent_params())
         self.session.closed()
         self.keys.go()
-        self.assertEqual({}, self.world.gateway.claiming)
+        self.assertEqual(0, len(self.world.gateway.claims))
 
     def test_a_run_that_is_lost(self) -> None:
         """A key that says live, and no run: an error, not silence."""

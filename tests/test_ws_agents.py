@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from mayros.core.approvals import Question
+from mayros.core.exec_ports import AllowedExec, ExecPolicy
 from mayros.core.routing import Settings
 from mayros.storage.agent_files import MAX_FILE
 from tests.helpers import BASE, merged
@@ -218,6 +221,36 @@ class AgentTests(AgentsCase):
         self.ask("agents.create", name="gone", workspace=str(self.other))
         self.ask("agents.delete", agentId="gone", deleteFiles=False)
         self.assertTrue((self.other / "AGENTS.md").exists())
+
+    def test_rules_for_commands_go_with_their_agent(self) -> None:
+        """A new agent with the same id starts anew, and what the old one asked is denied; the rules and questions of others stay."""
+        rules = self.world.exec_rules
+        kept = {"main": ExecPolicy(ask="always"), "gone": ExecPolicy(security="full")}
+        entries = [AllowedExec("1", "gone", "/usr/bin/git"), AllowedExec("2", "main", "/usr/bin/git"), AllowedExec("3", "*", "/usr/bin/ls")]
+        self.ask("agents.create", name="gone", workspace=str(self.other))
+        self.successResultOf(Deferred.fromCoroutine(rules.replace(entries, kept)))
+        asked, other = (self.world.approvals.ask(Question("ls", agent_id=agent_id)) for agent_id in ("gone", "main"))
+        self.ask("agents.delete", agentId="gone")
+        self.assertEqual(("deny", None), (asked.decision, other.decision))
+        self.assertEqual((["2", "3"], ["main"]), (list(self.world.rules_store.entries), list(self.world.rules_store.policies)))
+        self.ask("agents.create", name="gone", workspace=str(self.other))
+        self.assertIsNone(rules.find("gone", ["/usr/bin/git"]))
+        self.assertIsNone(rules.policy("gone").security)
+
+    def test_rules_that_cannot_be_removed(self) -> None:
+        """Keep the agent where they cannot even be read; else one is told of them, and the agent is gone all the same."""
+        self.ask("agents.create", name="gone", workspace=str(self.other))
+        rules = self.world.exec_rules
+        self.world.rules_store.broken = True
+        self.assertEqual("UNAVAILABLE", ask(self.session, self.link, "agents.delete", {"agentId": "gone"})["error"]["code"])
+        self.assertIn("gone", [row["id"] for row in self.listed()])
+        self.world.rules_store.broken = False
+        self.successResultOf(Deferred.fromCoroutine(rules.ready()))
+        self.successResultOf(Deferred.fromCoroutine(rules.replace([AllowedExec("1", "gone", "/usr/bin/git")], {})))
+        self.world.rules_store.broken = True
+        error = ask(self.session, self.link, "agents.delete", {"agentId": "gone"})["error"]
+        self.assertEqual(("UNAVAILABLE", True), (error["code"], "rules for commands are still kept" in error["message"]))
+        self.assertNotIn("gone", [row["id"] for row in self.listed()])
 
     def test_a_shared_workspace_stays(self) -> None:
         """Another agent works in it, or in a part of it."""

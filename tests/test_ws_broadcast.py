@@ -28,6 +28,7 @@ class Listener:
 
     def __init__(self, hall: Hall, scopes: tuple[str, ...], protocol: int) -> None:
         self.hall, self.scopes, self.protocol, self.link = hall, scopes, protocol, FakeLink()
+        self.principal = Principal("owner", frozenset(scopes))
         hall.broadcaster.opened(self)
         hall.broadcaster.admitted(self)
         self.welcome = self.link.take()

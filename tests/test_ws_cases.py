@@ -28,7 +28,7 @@
 | W34 | a handshake that never ends | here: test_handshakes_that_never_end; test_ws: test_silence_ends |
 | W35 | a client that never reads | here: test_a_client_that_never_reads, test_storms |
 | W36 | compression offered; compressed frames | test_ws_protocol: test_the_handshake_as_the_standard_has_it, test_violations_of_the_standard |
-| W37 | 5,000 requests at once | here: test_five_thousand_requests_at_once, test_many_runs_at_once, test_storms |
+| W37 | 5,000 requests at once | here: test_five_thousand_requests_at_once, test_who_asks_once, test_many_runs_at_once, test_storms |
 | W38 | wrong secrets, then the right one | test_ws: test_lockout_is_shared_with_http; test_ws_connect: test_guessing_device_tokens |
 | W39 | odd parameters | test_frames: test_prototype_tricks_are_unknown_keys, test_parameters_that_are_no_object |
 | W40 | JSON in a binary frame | test_ws_protocol: test_binary_messages; test_ws: test_binary_frames |
@@ -117,7 +117,8 @@ class MemoryTests(SynchronousTestCase):
         return client
 
     def frames(self, client: Any) -> list[tuple[int, bytes]]:
-        """What came since the last look."""
+        """What came since the last look. What was sent at once has been read by then."""
+        self.harness.settle(client)
         found, client.received = split(client.received)
         return found
 
@@ -246,6 +247,27 @@ class MemoryTests(SynchronousTestCase):
         client, other = self.open(READ), self.open(READ)
         client.send(b"".join(request("health", str(number)) for number in range(5_000)))
         self.assertEqual([str(number) for number in range(5_000)], [answer["id"] for answer in self.answers(client)])
+        self.alive(other)
+
+    def test_who_asks_once(self) -> None:
+        """Ten clients send a thousand requests each; nothing of another one waits for all of that, and theirs are answered in order (W37)."""
+        storm, other = [self.open(READ) for _ in range(10)], self.open(READ)
+        for client in storm:
+            client.send(b"".join(request("health", str(number)) for number in range(1_000)))
+        self.assertEqual([b""] * 10, [client.received for client in storm])
+        other.send(request("health", "other"))
+        self.assertIn(b'"other"', other.received)
+        for client in storm:
+            self.assertEqual([str(number) for number in range(1_000)], [answer["id"] for answer in self.answers(client)])
+        self.alive(storm[0])
+
+    def test_a_storm_that_leaves(self) -> None:
+        """What a client had sent and nobody has read goes with it."""
+        client, other = self.open(READ), self.open(READ)
+        client.send(b"".join(request("health", str(number)) for number in range(1_000)))
+        client.leave()
+        self.harness.settle()
+        self.assertEqual((1, []), (self.doors.factory.open, self.flushLoggedErrors()))
         self.alive(other)
 
     def test_many_runs_at_once(self) -> None:

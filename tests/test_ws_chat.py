@@ -98,7 +98,7 @@ class SendTests(Base):
             ({"sessionKey": "x" * 600}, "at most 512 bytes"),
             ({"sessionKey": "agent:nobody:main"}, 'unknown agent id "nobody"'),
             ({"idempotencyKey": "no blanks"}, "at /idempotencyKey: "),
-            ({"attachments": [{"content": "eA=="}]}, "attachments are not supported"),
+            ({"attachments": [{"content": "eA"}]}, "attachment attachment-1: invalid base64 content"),
             ({"thinking": "deeply"}, "invalid thinking (use off|minimal|low|medium|high|xhigh)"),
             ({"timeoutMs": -1}, "at /timeoutMs: must be >= 0"),
             ({"bad": 1}, "at root: unexpected property 'bad'"),

@@ -6,10 +6,15 @@ import json
 from typing import Any
 
 from hypothesis import given, settings, strategies
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.address import Address
+from mayros.core.auth import PROXY_SCOPES, Authenticator
+from mayros.core.devices import Applicant
 from mayros.core.identity import Signed, Version, encode
+from mayros.core.ports import Principal
+from mayros.errors import Unauthorized
 from mayros.ws.session import Session
 from tests.helpers import TOKEN, chat, post
 from tests.test_devices import Key
@@ -65,10 +70,11 @@ class DeviceWorld(World):
         signed: dict[str, Any] | None = None,
         nonce: bool = True,
         origin: str | None = None,
+        user: Principal | Unauthorized | None = None,
         **params: Any,
     ) -> Answer:
         """Connect with a device. `device` changes what is sent of it, `signed` what is signed."""
-        session, link = self.dial(address, origin)
+        session, link = self.dial(address, origin, user)
         challenge = link.take()[0]["payload"]
         auth = {"token": TOKEN} if auth is None else auth
         client = client or BACKEND
@@ -354,13 +360,6 @@ class PairingTests(SynchronousTestCase):
         token = self.world.come(self.key, READ, auth={}).token
         self.assertEqual(token, self.world.come(self.key, READ, auth={"token": token}).token)
 
-    def test_behind_a_trusted_proxy(self) -> None:
-        """There is no secret there: only a device that has a token already comes in."""
-        auth = {"mode": "trusted-proxy", "trustedProxy": {"userHeader": "x-user"}}
-        self.world = DeviceWorld(self, {"gateway": {"auth": auth, "trustedProxies": ["10.0.0.1"]}})
-        self.assertEqual("unauthorized", self.world.come(self.key, READ, auth={}).outcome)
-        self.assertIn("device token mismatch", self.world.come(self.key, READ).outcome)
-
     def test_a_defect_costs_one_connection(self) -> None:
         """It is logged, and the client is told only that there is one."""
 
@@ -393,6 +392,17 @@ class PairingTests(SynchronousTestCase):
         hello, health, event = waiting.link.take()
         self.assertEqual(("hello-ok", "h"), (hello["payload"]["type"], health["id"] if "id" in health else event["id"]))
         self.assertEqual([], gone.link.take() + rude.link.take())
+
+    def test_what_lets_in_changes_while_the_store_writes(self) -> None:
+        """Whoever came by the secret of before does not come in."""
+        self.world.devices.hold = True
+        waiting = self.world.come(self.key, READ)
+        harness = self.world.harness
+        rules, auth = harness.site.gate.rules, harness.settings.config.gateway.auth
+        self.world.gateway.authenticator = Authenticator("token", "another-secret-0123", auth, rules, None)
+        while self.world.devices._held:
+            self.world.devices.let_go()
+        self.assertEqual(((1008, "the configuration changed; connect again"), []), (waiting.link.closed, waiting.link.take()))
 
     def test_the_handshake_limit_holds(self) -> None:
         """A store that hangs does not keep sockets open without a hello."""
@@ -733,3 +743,69 @@ class LimiterTests(SynchronousTestCase):
         for _ in range(5):
             self.assertIn("mismatch", self.world.come(self.key, READ, auth={"token": "wrong"}).outcome)
         self.assertEqual("ok", self.world.come(self.key, READ).outcome)
+
+
+class ProxyTests(SynchronousTestCase):
+    """Mode `trusted-proxy`: there is no secret, the proxy has named the user at the upgrade, or has not."""
+
+    ANN = Principal("user:ann", PROXY_SCOPES)
+
+    def setUp(self) -> None:
+        auth = {"mode": "trusted-proxy", "trustedProxy": {"userHeader": "x-user"}, **LIMITED["gateway"]["auth"]}
+        self.world = DeviceWorld(self, {"gateway": {"auth": auth, "trustedProxies": ["10.0.0.1"]}})
+        self.key = Key(1)
+
+    def connect(self, *scopes: str, user: Principal | Unauthorized | None = ANN, **params: Any) -> Answer:
+        """Connect without a device."""
+        session, link = self.world.dial(REMOTE, None, user)
+        link.take()
+        tell(session, "connect", connect_params(*scopes, auth={}, **params))
+        return Answer(session, link)
+
+    def test_a_user(self) -> None:
+        """Comes in without secret, device and pairing, as the one whom HTTP knows, with the scopes that HTTP gives."""
+        answer = self.connect(READ, WRITE, ADMIN)
+        self.assertEqual([READ, WRITE], answer.hello["auth"]["scopes"])
+        self.assertEqual("trusted-proxy", answer.hello["snapshot"]["authMode"])
+        self.assertEqual("user:ann", answer.session.principal.id)
+        self.assertEqual([READ], self.connect(READ).hello["auth"]["scopes"])
+
+    def test_nobody_was_named(self) -> None:
+        """Then it is as without a secret, and the reason is told to whoever proves a device."""
+        nobody = Unauthorized("The proxy did not name exactly one user.")
+        self.assertEqual("device identity required", self.connect(READ, user=nobody).outcome)
+        error = self.world.come(self.key, READ, auth={}, user=nobody).error
+        self.assertEqual(("unauthorized", nobody.message), (error["message"], error["details"]["reason"]))
+
+    def test_a_device_adds_nothing(self) -> None:
+        """It proves its key, but needs no approval, waits for none and gets no token: its user has what he has without it."""
+        answer = self.world.come(self.key, READ, ADMIN, auth={}, user=self.ANN, address=REMOTE)
+        self.assertEqual({"role": "operator", "scopes": [READ]}, answer.hello["auth"])
+        self.assertEqual(({}, {}), (self.world.devices.devices, self.world.devices.requests))
+        wrong = self.world.come(self.key, READ, auth={}, user=self.ANN, address=REMOTE, signed={"scopes": (ADMIN,)})
+        self.assertEqual("device signature invalid", wrong.outcome)
+
+    def test_a_device_token(self) -> None:
+        """Gives what the device is paired for, with a proxy's user and without one."""
+        applicant = Applicant(self.key.id, self.key.text, "operator", (ADMIN,), None, None, None, None, None)
+        self.successResultOf(Deferred.fromCoroutine(self.world.gateway.devices.ready()))
+        self.successResultOf(Deferred.fromCoroutine(self.world.gateway.devices.pair(applicant)))
+        grant = self.successResultOf(Deferred.fromCoroutine(self.world.gateway.devices.issue(self.key.id, "operator", (ADMIN,))))
+        for user, name in ((self.ANN, "user:ann"), (None, "owner")):
+            answer = self.world.come(self.key, ADMIN, auth={"token": grant.token}, user=user, address=REMOTE)
+            self.assertEqual(([ADMIN], name), (answer.hello["auth"]["scopes"], answer.session.principal.id))
+        without = self.world.come(self.key, ADMIN, auth={}, user=self.ANN, address=REMOTE)
+        self.assertEqual([], without.hello["auth"]["scopes"])
+
+    def test_guessing_device_tokens(self) -> None:
+        """Is limited as in the other modes."""
+        for _ in range(3):
+            self.assertIn("device token mismatch", self.world.come(self.key, READ, address=REMOTE).outcome)
+        self.assertIn("too many failed", self.world.come(self.key, READ, address=REMOTE).outcome)
+
+    def test_no_nodes_and_no_control_page(self) -> None:
+        """A user is no node; the control page needs a device here, too."""
+        self.assertEqual("unauthorized", self.connect(role="node").outcome)
+        self.assertEqual("unauthorized", self.world.come(self.key, role="node", auth={}, user=self.ANN, address=REMOTE).outcome)
+        page = {"id": "mayros-control-ui", "version": "1", "platform": "web", "mode": "ui"}
+        self.assertIn("control ui requires device identity", self.connect(READ, client=page).outcome)

@@ -103,7 +103,8 @@ class GlueTests(SynchronousTestCase):
         client.send(frame(json.dumps(value).encode()))
 
     def frames(self, client: Any) -> list[tuple[int, bytes]]:
-        """Opcode and payload of the frames since the last look; a 101 before them is skipped."""
+        """Opcode and payload of the frames since the last look; a 101 before them is skipped. What was sent at once has been read by then."""
+        self.world.harness.settle(client)
         data = client.received
         if data.startswith(b"HTTP/1.1 101"):
             data = data.partition(b"\r\n\r\n")[2]
@@ -181,6 +182,23 @@ class GlueTests(SynchronousTestCase):
             self.assertEqual(403, self.dial(upgrade(f"Origin: {origin}")).answer().status)
         self.assertEqual(403, self.dial(upgrade("Origin: http://127.0.0.1:18789", "Origin: https://evil.example")).answer().status)
         self.assertIn(b" 101 ", self.dial(upgrade("Origin: http://localhost:5173")).received)
+
+    def test_behind_a_trusted_proxy(self) -> None:
+        """The proxy's user comes in without a secret; one who may not use the gateway gets 403, as he does over HTTP."""
+        auth = {"mode": "trusted-proxy", "trustedProxy": {"userHeader": "X-User", "allowUsers": ["ann"]}}
+        self.start({"gateway": {"auth": auth, "trustedProxies": ["10.0.0.1"]}})
+        for lines, peer, outcome in (
+            (("X-User: ann",), "10.0.0.1", "hello-ok"),
+            (("X-User: ann",), "203.0.113.9", "device identity required"),
+            ((), "10.0.0.1", "device identity required"),
+            (("X-User: ann", "X-User: ann"), "10.0.0.1", "device identity required"),
+        ):
+            client = self.dial(upgrade("X-Forwarded-For: 203.0.113.5", *lines), peer)
+            self.payloads(client)
+            self.send(client, {"type": "req", "id": "c", "method": "connect", "params": connect_params(READ, auth={})})
+            answer = self.payloads(client)[0]
+            self.assertEqual(outcome, answer["payload"]["type"] if answer["ok"] else answer["error"]["message"], (lines, peer))
+        self.assertEqual(403, self.dial(upgrade("X-User: eve"), "10.0.0.1").answer().status)
 
     def test_listed_origins(self) -> None:
         """What the configuration lists comes in, also what is no http address."""

@@ -62,7 +62,7 @@ def allow(remote: Remote, approval_id: str, always: bool) -> None:
     if isinstance(added, list) and added:
         click.echo(f"On the agent's list: {', '.join(exact(path) for path in added)}")
     elif isinstance(added, list):
-        click.echo("Nothing was put on the agent's list: what it starts would allow everything, can be changed by the agent, or is not known.")
+        click.echo("Nothing was put on the agent's list: what it starts would allow everything, can be changed, or is not known.")
 
 
 @approvals.command()

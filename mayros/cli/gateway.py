@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mayros.cli import service
 from mayros.cli.place import credential, here
 from mayros.cli.remote import Refused, Remote, gateway_options
 from mayros.cli.show import cell, print_json
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def gateway() -> None:
-    """Run the gateway, or ask one how it is."""
+    """Run the gateway, make it a service, or ask one how it is."""
+
+
+for command in (service.install, service.uninstall, service.start, service.stop, service.restart, service.status):
+    gateway.add_command(command)
 
 
 @gateway.command()

@@ -15,7 +15,25 @@ import click
 from mayros.errors import GatewayError, StartError
 
 #: Command -> the module beside this one that holds it under the same name.
-COMMANDS = {name: name for name in ("agent", "agents", "approvals", "config", "devices", "gateway", "models", "sessions", "setup", "tools")}
+COMMANDS = {
+    name: name
+    for name in (
+        "agent",
+        "agents",
+        "approvals",
+        "config",
+        "devices",
+        "gateway",
+        "logs",
+        "models",
+        "sessions",
+        "setup",
+        "status",
+        "tokens",
+        "tools",
+        "usage",
+    )
+}
 
 
 class Root(click.Group):

@@ -16,6 +16,7 @@ import click
 from mayros.errors import StartError
 
 if TYPE_CHECKING:
+    from mayros.cli.host import Host
     from mayros.config.load import Loaded
     from mayros.config.secret import AuthSecret
     from mayros.core.routing import Settings
@@ -50,10 +51,13 @@ class Place:
         environ: Mapping[str, str] | None = None,
         connects: Callable[[], Connect] = _connect,
         drive: Callable[[Callable[[Any], Coroutine[Any, Any, Any]]], Any] | None = None,
+        host: Host | None = None,
     ) -> None:
         self.environ = dict(os.environ if environ is None else environ)
         self.connects = connects
         self._drive = drive
+        #: The machine, where it is not this one; see host.py.
+        self.host = host
 
     def drive(self, main: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         """Run `main(reactor)` to its end and give what it returns; Ctrl-C cancels it and raises KeyboardInterrupt."""
@@ -110,6 +114,7 @@ class Place:
             environ=loaded.environ,
             now_ms=time.time_ns() // 1_000_000,
             warnings=loaded.warnings,
+            keys=loaded.keys,
         )
 
 

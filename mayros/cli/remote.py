@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from mayros.cli.place import Place, Target, checked, here, read_token, target
+from mayros.errors import StartError
 
 if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from mayros.net.statedir import StateDir
     from mayros.ws.connection import Connection
     from mayros.ws.conversation import CallFailed
 
@@ -49,6 +53,7 @@ class Remote:
             click.echo(_WARNING, err=True)
         self.place, self.json, self.timeout = place, as_json, timeout
         self._named = url, token_file, token, password
+        self._clock: Any = None
 
     @property
     def elsewhere(self) -> bool:
@@ -71,13 +76,18 @@ class Remote:
         *,
         on_event: Callable[[str, Any], None] | None = None,
         signed: bool = True,
+        again: bool = False,
     ) -> Answer:
-        """Run `main` on a connection and give what it gives. Raises Refused. `signed=False` leaves the device out where there is a secret."""
+        """Run `main` on a connection and give what it gives. Raises Refused. `signed=False` leaves the device out where there is a secret; with
+        `again` a connection that is lost is made anew, and what was being asked has failed."""
         to = self.target
         identity = self.place.identity() if signed or not to.secret else None
         connect = self.place.connects()
 
+        more: dict[str, Any] = {"reconnect": True} if again else {}
+
         async def talking(reactor: Any) -> Answer:
+            self._clock = reactor
             connection = await connect(
                 reactor,
                 to.url,
@@ -88,6 +98,7 @@ class Remote:
                 scopes=SCOPES if signed else (),
                 on_event=on_event,
                 timeout=min(self.timeout, CONNECT_SECONDS),
+                **more,
             )
             async with connection:
                 return await main(connection)
@@ -95,6 +106,29 @@ class Remote:
         with refusals(to):
             answer: Answer = self.place.drive(talking)
             return answer
+
+    def pause(self, seconds: float) -> Deferred[None]:
+        """In `talk`: wait."""
+        from twisted.internet.task import deferLater
+
+        waited: Deferred[None] = deferLater(self._clock, seconds)
+        return waited
+
+
+def idle(remote: Remote) -> StateDir | None:
+    """The state directory, locked; None: a gateway runs on it, or it is another machine's gateway that is meant."""
+    from mayros.net.statedir import StateDir
+
+    if remote.place.load().config.gateway.mode == "remote":
+        return None
+    state = StateDir.open(remote.place.state_dir)
+    try:
+        state.lock()
+    except StartError as failure:
+        if failure.status != 1:
+            raise
+        return None
+    return state
 
 
 @contextmanager

@@ -9,14 +9,15 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from mayros.config.check_inputs import check_inputs
 from mayros.config.check_tools import check_tools
+from mayros.config.listen import place
+from mayros.config.params import THINKING, problems
 from mayros.config.schema import Auth, Config, Gateway, ProviderEntry, Session, Timeouts
 from mayros.config.source import ascii_json, join
 from mayros.errors import ConfigError
 
 REDACTED = "__MAYROS_REDACTED__"
-#: The provider kinds that this version can speak to.
-APIS = ("openai-completions", "local")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\x80-\xff\t]{0,8192}")
 #: Headers that the client of the providers sets itself; a second one would make the request ambiguous.
@@ -55,6 +56,7 @@ class Checker:
                 raise self.fail(name.replace("__", "."), f"must be at least {least}" if value < least else "is too large")
 
     def _gateway(self, gateway: Gateway) -> None:
+        check_inputs(gateway.http.endpoints, self.fail)
         if not 0 <= gateway.port <= 65535:
             raise self.fail("gateway.port", "must be a port number from 0 to 65535")
         if gateway.bind == "custom":
@@ -92,6 +94,11 @@ class Checker:
                 self._origin(f"gateway.controlUi.allowedOrigins[{number}]", text)
         if gateway.tls.cert_path and not gateway.tls.enabled:
             self.warnings.append("gateway.tls.certPath: has no effect while gateway.tls.enabled is not true")
+        if gateway.metrics.listen is not None:
+            try:
+                place(gateway.metrics.listen)
+            except ValueError as error:
+                raise self.fail("gateway.metrics.listen", str(error)) from None
         if gateway.remote.url is not None:
             self._url("gateway.remote.url", gateway.remote.url, ("ws", "wss"))
         self._secret("gateway.remote.token", gateway.remote.token)
@@ -135,6 +142,16 @@ class Checker:
             agents__defaults__bootstrapMaxChars=defaults.bootstrap_max_chars,
             agents__defaults__bootstrapTotalMaxChars=defaults.bootstrap_total_max_chars,
         )
+        if defaults.thinking_default is not None and defaults.thinking_default not in THINKING:
+            self.warnings.append(f"agents.defaults.thinkingDefault: must be one of {', '.join(THINKING)}; ignored")
+        self.warnings += problems(config.agents)
+        for path, limits in (("limits", config.limits), *((f"agents.list[{n}].limits", entry.limits) for n, entry in enumerate(config.agents.list))):
+            for name, value in (("runTokens", limits.run_tokens), ("dayTokens", limits.day_tokens)):
+                if value is not None and not 1 <= value <= 1 << 53:
+                    raise self.fail(f"{path}.{name}", "must be at least 1" if value < 1 else "is too large")
+            for name, money in (("runCost", limits.run_cost), ("dayCost", limits.day_cost)):
+                if money is not None and not 0 < money <= 1e9:
+                    raise self.fail(f"{path}.{name}", "must be above 0, in US dollars")
         if defaults.timeout_seconds > 3650 * 86_400:
             raise self.fail("agents.defaults.timeoutSeconds", "is too large")
         taken: dict[str, int] = {}
@@ -188,8 +205,6 @@ class Checker:
                 raise self.fail(place, "this header is set by the gateway itself")
             if not _HEADER_VALUE.fullmatch(value) or value == REDACTED:
                 raise self.fail(place, "not a header's value: no line breaks or other control characters, Latin-1 only, at most 8192 long")
-        if entry.api not in APIS:
-            self.warnings.append(f"{path}.api: {entry.api} is not implemented by this version; its models cannot be used")
         if entry.max_connections is not None and entry.max_connections < 1:
             raise self.fail(f"{path}.maxConnections", "must be at least 1")
         self._timeouts(f"{path}.timeouts", entry.timeouts)

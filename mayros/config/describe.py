@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import or_
 from types import UnionType
@@ -32,6 +32,13 @@ def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
     schema = msgspec.json.schema(_plain(kind, {}))
     written: dict[str, Any] = _inline(schema, schema["$defs"])
     return written
+
+
+def components_of(kinds: Iterable[type[msgspec.Struct]], place: str) -> dict[str, dict[str, Any]]:
+    """The schemas of structs and of those in them, by the structs' names, with references: `place` is their address, with `{name}` in it."""
+    made: dict[Any, Any] = {}
+    _, parts = msgspec.json.schema_components([_plain(kind, made) for kind in kinds], ref_template=place)
+    return parts
 
 
 def _inline(schema: Any, parts: dict[str, Any]) -> Any:

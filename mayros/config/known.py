@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -32,14 +33,15 @@ _TOOLS_LATER = """
 LATER = (
     _paths("", "acp approvals audio bindings broadcast browser canvasHost channels cli commands cron diagnostics discovery hooks mcp")
     | _paths("", "media memory messages meta nodeHost plugins secrets talk ui update web wizard")
-    | _paths("gateway.", "channelHealthCheckMinutes metrics nodes push reload tailscale tools http.securityHeaders")
+    | _paths("gateway.", "channelHealthCheckMinutes nodes push tailscale tools http.securityHeaders")
     | _paths("gateway.controlUi.", "allowInsecureAuth dangerouslyAllowHostHeaderOriginFallback dangerouslyDisableDeviceAuth basePath root")
-    | _paths("gateway.http.endpoints.", "responses chatCompletions.images chatCompletions.files chatCompletions.maxUrlParts")
-    | _paths("gateway.http.endpoints.chatCompletions.", "maxBodyBytes")
+    | _paths("gateway.http.endpoints.", "responses")
+    | _paths("gateway.http.endpoints.chatCompletions.", "maxBodyBytes files.allowUrl files.urlAllowlist files.maxRedirects files.timeoutMs")
+    | _paths("gateway.http.endpoints.chatCompletions.files.pdf.", "maxPixels minTextChars")
     | _paths("agents.defaults.", "blockStreamingBreak blockStreamingChunk blockStreamingCoalesce blockStreamingDefault cliBackends compaction")
     | _paths("agents.defaults.", "contextPruning elevatedDefault embeddingModel envelopeElapsed envelopeTimestamp envelopeTimezone heartbeat")
     | _paths("agents.defaults.", "humanDelay imageMaxDimensionPx imageModel limits mediaMaxMb memorySearch models.*.streaming pdfModel repoRoot")
-    | _paths("agents.defaults.", "sandbox subagents thinkingDefault timeFormat typingIntervalSeconds typingMode verboseDefault")
+    | _paths("agents.defaults.", "sandbox subagents timeFormat typingIntervalSeconds typingMode verboseDefault")
     | _paths("agents.list[].", "agentDir groupChat heartbeat humanDelay memorySearch sandbox subagents")
     | _paths("session.", "agentToAgent dmScope identityLinks idleMinutes maintenance parentForkMaxTokens reset resetByChannel resetByType")
     | _paths("session.", "resetTriggers sendPolicy threadBindings typingIntervalSeconds typingMode")
@@ -48,7 +50,7 @@ LATER = (
     | _paths("tools.", _TOOLS_LATER)
     | _paths("agents.list[].tools.", _TOOLS_LATER)
     | _paths("skills.", "allowBundled install limits entries.*.apiKey entries.*.env entries.*.config load.watch load.watchDebounceMs")
-    | _paths("logging.", "consoleLevel file maxFileBytes redactPatterns redactSensitive")
+    | _paths("logging.", "redactPatterns redactSensitive")
 )
 #: Below these an unknown key is an error: it was probably meant to protect.
 STRICT = ("gateway.auth", "gateway.bind", "gateway.tls", "tools", "agents.list[].tools")
@@ -69,7 +71,7 @@ def check_keys(tree: dict[str, Any], name: str, warnings: list[str], *, strict: 
         path, generic, value, kind = node
         struct = _struct(kind)
         if struct is not None and isinstance(value, dict):
-            known = [field.encode_name for field in msgspec.structs.fields(struct)]
+            known = [field.encode_name for field in _fields(struct)]
             for key in value:
                 place, general = join(path, key), join(generic, key)
                 if general in LATER:
@@ -97,6 +99,12 @@ def _unknown(place: str, path: str, key: str, known: list[str], name: str, warni
     warnings.append(f"{place}: unknown key, ignored{hint}")
 
 
+@cache
+def _fields(struct: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    # msgspec works them out anew each time, which is most of the time that a reading takes.
+    return msgspec.structs.fields(struct)
+
+
 def _members(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
@@ -109,7 +117,7 @@ def children(node: Node) -> Iterator[Node]:
     """The members of a value that the schema knows, each with its own type."""
     path, generic, value, kind = node
     if isinstance(value, dict) and (struct := _struct(kind)) is not None:
-        for field in msgspec.structs.fields(struct):
+        for field in _fields(struct):
             if field.encode_name in value:
                 yield join(path, field.encode_name), join(generic, field.encode_name), value[field.encode_name], field.type
         return

@@ -14,11 +14,13 @@ import msgspec
 
 from mayros.config.check import Checker
 from mayros.config.environ import add_dotenv, add_section
+from mayros.config.keys import profile_keys
 from mayros.config.known import check_keys, decode
 from mayros.config.refuse import refuse_unsupported
 from mayros.config.schema import Config
 from mayros.config.show import lookup, redact
 from mayros.config.source import Reader, substitute
+from mayros.config.stamps import Stamp
 
 __all__ = ["Loaded", "config_path", "load", "lookup", "redact", "refuse_unsupported", "state_dir"]
 
@@ -39,6 +41,10 @@ class Loaded(msgspec.Struct, frozen=True):
     warnings: list[str]
     files: list[str]
     exists: bool
+    #: The keys of `auth.profiles`, by profile id; secrets.
+    keys: dict[str, str] = {}
+    #: The stamps of all files that were read, those of keys too, by the paths under which they were looked for.
+    stamps: dict[str, Stamp] = {}
 
     def __repr__(self) -> str:
         return f"<Loaded {self.files[0] if self.files else 'nothing'}>"
@@ -62,15 +68,25 @@ def config_path(environ: Mapping[str, str]) -> str:
     return _expand(path, environ) if path else os.path.join(state_dir(environ), "mayros.json")
 
 
-def load(path: str, environ: Mapping[str, str], *, state_dir: str, cwd: str | None = None, strict: bool = False, data: bytes | None = None) -> Loaded:
+def load(
+    path: str,
+    environ: Mapping[str, str],
+    *,
+    state_dir: str,
+    cwd: str | None = None,
+    strict: bool = False,
+    data: bytes | None = None,
+    stamps: dict[str, Stamp] | None = None,
+) -> Loaded:
     """Read the configuration at `path`.
 
     `environ` is the environment of the start; `.env` in `cwd` (where given) and in `state_dir` fill in what it lacks. With `strict` an unknown
-    key is an error wherever it stands. `data` is read in place of the main file. Raises ConfigError naming the file and, where there is one,
-    the line or the key path.
+    key is an error wherever it stands. `data` is read in place of the main file. `stamps` becomes `Loaded.stamps`, and is filled as far as reading
+    came. Raises ConfigError naming the file and, where there is one, the line or the key path.
     """
     warnings: list[str] = []
-    reader = Reader(path, data)
+    stamps = {} if stamps is None else stamps
+    reader = Reader(path, data, stamps)
     tree = reader.read()
     exists = tree is not None
     tree = tree or {}
@@ -86,13 +102,17 @@ def load(path: str, environ: Mapping[str, str], *, state_dir: str, cwd: str | No
     check_keys(typed, path, warnings, strict=strict)
     config = decode(_with_known_level(typed, warnings), path)
     config = Checker(path, warnings).check(config)
-    return Loaded(config, raw, full, warnings, reader.files, exists)
+    keys = profile_keys(config, full, state_dir, path, warnings, stamps)
+    return Loaded(config, raw, full, warnings, reader.files, exists, keys, stamps)
 
 
 def _with_known_level(tree: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
     logging = tree.get("logging")
-    level = logging.get("level") if isinstance(logging, dict) else None
-    if not isinstance(logging, dict) or not isinstance(level, str) or level not in _LEVELS:
+    if not isinstance(logging, dict):
         return tree
-    warnings.append(f"logging.level: {level} is not offered, {_LEVELS[level]} is used")
-    return {**tree, "logging": {**logging, "level": _LEVELS[level]}}
+    for key in ("level", "consoleLevel"):
+        level = logging.get(key)
+        if isinstance(level, str) and level in _LEVELS:
+            warnings.append(f"logging.{key}: {level} is not offered, {_LEVELS[level]} is used")
+            logging = {**logging, key: _LEVELS[level]}
+    return {**tree, "logging": logging}

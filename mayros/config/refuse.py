@@ -25,14 +25,9 @@ def _asked(config: Config, raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "gateway.remote.tlsFingerprint", "certificates are not pinned; remove it to trust the system's certificates"
     if _given(headers := _below(raw, "gateway", "http", "securityHeaders")) and isinstance(headers, dict) and any(map(_given, headers.values())):
         yield "gateway.http.securityHeaders", "let the TLS proxy add the headers"
-    if _given(_below(raw, "limits")):
-        yield "limits", "budgets of tokens and cost are not kept"
     if _given(_below(raw, "agents", "defaults", "limits")):
-        yield "agents.defaults.limits", "budgets of tokens and cost are not kept"
+        yield "agents.defaults.limits", "write limits on all agents together as limits, and those of one agent as agents.list[].limits"
     agents = _below(raw, "agents", "list")
-    for number, agent in enumerate(agents if isinstance(agents, list) else ()):
-        if _given(_below(agent, "limits")):
-            yield f"agents.list[{number}].limits", "budgets of tokens and cost are not kept"
     for path, host in _hosts(config):
         if host in ("sandbox", "node"):
             yield path, f"commands run on the gateway's host, under approvals; {host} is not offered: remove the key or set it to gateway"

@@ -6,7 +6,7 @@ What the file leaves out has its default here; what this gateway does not implem
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -68,14 +68,44 @@ class Tls(Section, frozen=True):
     hsts: bool = False
 
 
+ImageType = Literal["image/jpeg", "image/png", "image/gif", "image/webp", "image/heic", "image/heif"]
+FileType = Literal["text/plain", "text/markdown", "text/html", "text/csv", "application/json", "application/pdf"]
+
+
+class ImageInput(Section, frozen=True):
+    """`gateway.http.endpoints.*.images`: images in messages. `url_allowlist`: hosts, `*.` and a domain for all below it; empty: any public one."""
+
+    allow_url: bool = False
+    url_allowlist: tuple[str, ...] = ()
+    allowed_mimes: tuple[ImageType, ...] = get_args(ImageType)
+    max_bytes: Bytes = Bytes(10 << 20)
+    max_redirects: int = 3
+    timeout_ms: Milliseconds = Milliseconds(10_000)
+
+
+class PdfInput(Section, frozen=True):
+    """`gateway.http.endpoints.*.files.pdf`."""
+
+    max_pages: int = 4
+
+
+class FileInput(Section, frozen=True):
+    """`gateway.http.endpoints.*.files`: files in messages, of which the model gets the text."""
+
+    allowed_mimes: tuple[FileType, ...] = get_args(FileType)
+    max_bytes: Bytes = Bytes(5 << 20)
+    max_chars: int = 60_000
+    pdf: PdfInput = PdfInput()
+
+
 class Endpoint(Section, frozen=True):
-    """One endpoint of the HTTP door."""
+    """One endpoint of the HTTP door. `max_url_parts`: how many images of a request are fetched."""
 
     enabled: bool = False
     tools: Literal["agent", "none"] = "agent"
-    images: dict[str, Any] | None = None
-    files: dict[str, Any] | None = None
-    max_url_parts: int | None = None
+    images: ImageInput = ImageInput()
+    files: FileInput = FileInput()
+    max_url_parts: int = 8
 
 
 class Endpoints(Section, frozen=True):
@@ -126,6 +156,13 @@ class Shutdown(Section, frozen=True):
     grace_ms: Milliseconds = Milliseconds(20_000)
 
 
+class Reload(Section, frozen=True):
+    """`gateway.reload`: what a change of the file, or SIGHUP, does. `debounce_ms`: how long a file must stay as it is before it is read."""
+
+    mode: Literal["off", "hot", "restart", "hybrid"] = "hybrid"
+    debounce_ms: Milliseconds = Milliseconds(300)
+
+
 class Remote(Section, frozen=True):
     """`gateway.remote`: where the CLI finds another gateway."""
 
@@ -136,6 +173,13 @@ class Remote(Section, frozen=True):
 
     def __repr__(self) -> str:
         return f"<Remote {self.url}>"
+
+
+class Metrics(Section, frozen=True):
+    """`gateway.metrics`: the route `/metrics` on the gateway's port, or with `listen` (`HOST:PORT`, or `unix:/path`) on a listener of its own."""
+
+    enabled: bool = False
+    listen: str | None = None
 
 
 class Gateway(Section, frozen=True):
@@ -154,6 +198,8 @@ class Gateway(Section, frozen=True):
     limits: Limits = Limits()
     control_ui: ControlUi = ControlUi()
     shutdown: Shutdown = Shutdown()
+    reload: Reload = Reload()
+    metrics: Metrics = Metrics()
     remote: Remote = Remote()
 
 
@@ -328,6 +374,7 @@ class AgentEntry(Section, frozen=True):
     tools: AgentTools = AgentTools()
     skills: tuple[str, ...] | None = None
     limits: SpendingLimits = SpendingLimits()
+    allow_model_override: bool = False
 
 
 class Agents(Section, frozen=True):
@@ -392,13 +439,15 @@ class ProviderEntry(Section, frozen=True):
 
     base_url: str | None = None
     api_key: str | None = None
-    api: ProviderApi = "openai-completions"
+    #: None: the built-in provider's of that id, else `openai-completions`.
+    api: ProviderApi | None = None
     headers: dict[str, str] = {}
     auth_header: bool = True
     models: tuple[ModelDefinition, ...] = ()
     max_connections: int | None = None
     timeouts: Timeouts = Timeouts()
     ca_path: str | None = None
+    traceparent: bool = False
 
     def __repr__(self) -> str:
         return f"<ProviderEntry {self.api} {self.base_url}>"
@@ -432,11 +481,14 @@ class ModelAuth(Section, frozen=True):
 
 
 class Logging(Section, frozen=True):
-    """`logging`. `level`: error, warn, info or debug."""
+    """`logging`. `level`: error, warn, info or debug; `console_level` None: the same for standard output. `file` None: a file a day in the state
+    directory. `max_file_bytes`: a larger one is set aside."""
 
     level: Literal["error", "warn", "info", "debug"] = "info"
+    console_level: Literal["error", "warn", "info", "debug"] | None = None
     console_style: Literal["pretty", "compact", "json"] = "pretty"
     file: str | None = None
+    max_file_bytes: Bytes = Bytes(64 << 20)
 
 
 class Config(Section, frozen=True):

@@ -1,9 +1,8 @@
-"""Which secret opens the gateway, and keeping secrets out of the environment that children inherit. Imports schema, check, net.files and errors."""
+"""Which secret opens the gateway, and keeping secrets out of the environment that children inherit. Imports schema, check, net and errors."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, MutableMapping
 
 import msgspec
@@ -12,8 +11,7 @@ from mayros.config.check import secret_problem
 from mayros.config.schema import AuthMode, Config
 from mayros.errors import ConfigError
 from mayros.net.files import read_bounded
-
-_SECRET_NAME = re.compile(r"(?:.*_)?(?:API_KEYS?|TOKEN|SECRET|PASSWORD|ACCESS_KEY|PRIVATE_KEY)", re.IGNORECASE)
+from mayros.net.redact import names_secret
 
 
 class AuthSecret(msgspec.Struct, frozen=True):
@@ -83,10 +81,10 @@ def _credential(environ: Mapping[str, str]) -> tuple[str | None, str]:
 def take_environment(environ: MutableMapping[str, str]) -> dict[str, str]:
     """A private copy of the whole environment; secrets then leave `environ` itself, so that no child process inherits them.
 
-    Secrets are what is named `..._TOKEN`, `..._PASSWORD`, `..._SECRET`, `..._API_KEY`, `..._ACCESS_KEY` or `..._PRIVATE_KEY`.
+    Secrets are what net.redact takes for one by its name: `..._TOKEN`, `..._PASSWORD`, `..._SECRET`, `..._KEY`, `..._CREDENTIALS` and their like.
     """
     taken = dict(environ)
     for name in taken:
-        if _SECRET_NAME.fullmatch(name):
+        if names_secret(name):
             del environ[name]
     return taken

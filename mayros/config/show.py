@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,17 +11,22 @@ import msgspec
 
 from mayros.config.check import REDACTED
 from mayros.config.edit import Span, spans
+from mayros.config.schema import Auth, RateLimit, TrustedProxy
 from mayros.config.source import parse
+from mayros.net.redact import SECRET_WORD, names_secret
+
+#: Keys from the top of the configuration down.
+Path = tuple[str, ...]
 
 _STEP = re.compile(r"""(?:^|\.)(?P<word>[^.\[\]"]+)|\[(?P<index>[0-9]{1,6})\]|\[(?P<quoted>"(?:[^"\\]|\\.)*")\]""")
-_SECRET_KEY = re.compile(
-    r"token|secret|password|passwd|api[_-]?keys?|private[_-]?key|access[_-]?key|credentials?|authorization|cookie",
-    re.IGNORECASE,
-)
-_IN_COMMENT = re.compile(rf"((?:{_SECRET_KEY.pattern})[\w-]*[\"']?\s*[:=]\s*[\"']?)[^\s\"',}}]+", re.IGNORECASE)
+_IN_COMMENT = re.compile(rf"((?:{SECRET_WORD.pattern})[\w-]*[\"']?\s*[:=]\s*[\"']?)[^\s\"',}}]+", re.IGNORECASE)
 _PART = re.compile(r""""(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+'|(?P<comment>//[^\n\r\u2028\u2029]*+|/\*.*?\*/)""", re.DOTALL)
-#: Keys that look like a secret's and are counts, names of headers or switches.
-_HARMLESS = re.compile(r"(max|context|run|day)tokens|tokens|tokenizer|maxcompletiontokens|allowrequestsessionkey", re.IGNORECASE)
+_WRITTEN_KEY = re.compile(r""""(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+'|[^\s:/]+""", re.DOTALL)
+#: The sections around the gateway's own secret, and the keys that each has.
+_AUTH = {
+    ("gateway", "auth", *below): frozenset((*section.__struct_encode_fields__, "$include"))
+    for below, section in (((), Auth), (("rateLimit",), RateLimit), (("trustedProxy",), TrustedProxy))
+}
 #: Below these every text is hidden: what is in them is for other programs, under names of their own.
 _HIDDEN = frozenset({"env", "headers"})
 
@@ -50,19 +55,43 @@ def lookup(tree: Any, path: str) -> Any:
     return tree
 
 
-def redact(tree: Any) -> Any:
-    """A copy of a tree with every value hidden that is a secret by its key, and every password in a URL."""
+def redact(tree: Any, hide: Callable[[str], str] = str, path: Path = ()) -> Any:
+    """A copy of a tree with every value hidden that is a secret by its key, every password in a URL, and every text that `hide` would change.
+
+    `path`: the keys under which the tree stands in the configuration.
+    """
     if isinstance(tree, dict):
-        return {key: _hide(value) if _is_secret(key) else redact(value) for key, value in tree.items()}
+        return {REDACTED if hide(key) != key else key: _shown(value, hide, path, key) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [redact(value) for value in tree]
+        return [redact(value, hide, path) for value in tree]
     if isinstance(tree, str) and "://" in tree and "@" in tree:
-        return _without_password(tree)
-    return tree
+        tree = _without_password(tree)
+    if tree is None or isinstance(tree, bool):
+        return tree
+    return REDACTED if hide(str(tree)) != str(tree) else tree
+
+
+def _shown(value: Any, hide: Callable[[str], str], path: Path, key: str) -> Any:
+    return _hide(value) if _conceals(path, key, isinstance(value, dict)) else redact(value, hide, (*path, key))
+
+
+def _conceals(path: Path, key: str, section: bool) -> bool:
+    """Whether what is at a key is hidden whatever it says. Around the gateway's own secret that is also what no key of the configuration is:
+    it may be a misspelt one. `section`: it is an object.
+    """
+    if _is_secret(key):
+        return True
+    known = _AUTH.get(path)
+    return (known is not None and key not in known) or (not section and (*path, key) in _AUTH)
+
+
+def conceals(keys: Sequence[str]) -> bool:
+    """Whether the value at these keys is a secret: by its own key, or because of the section that it is in."""
+    return any(_conceals(tuple(keys[:number]), key, number + 1 < len(keys)) for number, key in enumerate(keys))
 
 
 def _is_secret(key: str) -> bool:
-    return key in _HIDDEN or (_SECRET_KEY.search(key) is not None and _HARMLESS.fullmatch(key) is None)
+    return key in _HIDDEN or names_secret(key)
 
 
 def _hide(value: Any) -> Any:
@@ -83,22 +112,22 @@ def _without_password(url: str) -> str:
     return parts._replace(netloc=f"{REDACTED}@{host}").geturl() if "@" in parts.netloc else url
 
 
-def secrets_of(tree: Any, hidden: bool = False) -> Iterator[str]:
-    """Every text that `redact` would hide."""
+def secrets_of(tree: Any, hidden: bool = False, path: Path = ()) -> Iterator[str]:
+    """Every text, and every number as one, that `redact` would hide by its key."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from secrets_of(value, hidden or _is_secret(key))
+            yield from secrets_of(value, hidden or _conceals(path, key, isinstance(value, dict)), (*path, key))
     elif isinstance(tree, list):
         for value in tree:
-            yield from secrets_of(value, hidden)
-    elif hidden and isinstance(tree, str):
-        yield tree
+            yield from secrets_of(value, hidden, path)
+    elif hidden and isinstance(tree, str | int) and not isinstance(tree, bool):
+        yield str(tree)
 
 
 def redact_text(text: str, hide: Callable[[str], str]) -> str:
-    """A JSON5 text with the values hidden that `redact` hides; comments go through `hide` besides. Raises ValueError and ConfigError."""
+    """A JSON5 text with the values and keys hidden that `redact` hides; comments go through `hide` too. Raises ValueError and ConfigError."""
     parts, done = [], 0
-    for start, end, shown in _hidden_spans(text, spans(text), False):
+    for start, end, shown in _hidden_spans(text, spans(text), False, hide, ()):
         parts += [text[done:start], shown]
         done = end
     redacted = "".join([*parts, text[done:]])
@@ -109,15 +138,23 @@ def redact_text(text: str, hide: Callable[[str], str]) -> str:
     return _PART.sub(remark, redacted)
 
 
-def _hidden_spans(text: str, span: Span, hidden: bool) -> Iterator[tuple[int, int, str]]:
+def _hidden_spans(text: str, span: Span, hidden: bool, hide: Callable[[str], str], path: Path) -> Iterator[tuple[int, int, str]]:
     for member in span.members:
-        yield from _hidden_spans(text, member.value, hidden or (member.key is not None and _is_secret(member.key)))
+        key, value = member.key, member.value
+        if key is None:
+            yield from _hidden_spans(text, value, hidden, hide, path)
+            continue
+        if hide(key) != key and (written := _WRITTEN_KEY.match(text, member.start)) is not None:
+            yield written.start(), written.end(), f'"{REDACTED}"'
+        yield from _hidden_spans(text, value, hidden or _conceals(path, key, value.kind == "{"), hide, (*path, key))
+    if span.kind:
+        return
     word = text[span.start : span.end]
-    if not span.kind and (hidden or "@" in word or "\\" in word):
-        value = parse(word.encode(), "")
-        shown = _hide(value) if hidden else redact(value)
-        if shown != value:
-            yield span.start, span.end, msgspec.json.encode(shown).decode()
+    plain = word[:1] in ('"', "'") and "\\" not in word
+    found = word[1:-1] if plain else parse(word.encode(), "")
+    shown = _hide(found) if hidden else redact(found, hide)
+    if shown != found:
+        yield span.start, span.end, msgspec.json.encode(shown).decode()
 
 
 def effective(section: Any) -> Any:

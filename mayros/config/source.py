@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from mayros.config.stamps import Stamp, stamp
 from mayros.errors import ConfigError
 from mayros.net.files import read_bounded
 
@@ -172,18 +173,20 @@ def _check(tree: Any, name: str, path: str, depth: int) -> None:
 class Reader:
     """Reads a main file and what it includes. `files` lists the real paths that were read, the main one first.
 
-    `data` stands for the content of the main file: what it is about to become.
+    `data` stands for the content of the main file: what it is about to become. `stamps` gets the stamp of each file before it is read.
     """
 
-    def __init__(self, path: str, data: bytes | None = None) -> None:
+    def __init__(self, path: str, data: bytes | None = None, stamps: dict[str, Stamp] | None = None) -> None:
         self.path = path
         self._data = data
+        self._stamps = {} if stamps is None else stamps
         self.files: list[str] = []
         self._total = 0
         self._root = os.path.dirname(os.path.realpath(path))
 
     def read(self) -> dict[str, Any] | None:
         """The merged tree, or None where the main file is missing. Raises ConfigError."""
+        self._stamps[self.path] = stamp(self.path)
         data = read_file(self.path) if self._data is None else self._data
         if data is None:
             return None
@@ -231,11 +234,13 @@ class Reader:
             raise ConfigError(f"{name}: {place}: more than {MAX_INCLUDES} levels of $include")
         if "\0" in wanted:
             raise ConfigError(f"{name}: {place}: {shown} is not a path")
-        real = os.path.realpath(os.path.join(os.path.dirname(chain[-1]), wanted))
+        given = os.path.join(os.path.dirname(chain[-1]), wanted)
+        real = os.path.realpath(given)
         if os.path.commonpath((self._root, real)) != self._root:
             raise ConfigError(f"{name}: {place}: {shown} is outside the directory of the main file ({self._root})")
         if real in chain:
             raise ConfigError(f"{name}: {place}: {shown} includes itself, directly or through another file")
+        self._stamps[given] = stamp(given)
         try:
             data = read_bounded(real, MAX_FILE)
         except OSError as error:

@@ -20,8 +20,8 @@ _TEXT = """\
     // Other programs reach it at http://127.0.0.1:18789. "lan" opens it to the network.
     "port": 18789,
     "bind": "loopback",
-    // What clients send as "Authorization: Bearer <token>".
-    "auth": { "mode": "token", "token": @token@ },
+    // What clients send as "Authorization: Bearer <token>". Where it is not here, the service manager or the state directory has it.
+    "auth": @auth@,
     "http": {
       "endpoints": {
         // POST /v1/chat/completions, for OpenAI clients.
@@ -42,13 +42,16 @@ _TEXT = """\
 """
 
 
-def initial(path: str, *, token: str, model: str, fallbacks: Sequence[str], workspace: str) -> None:
+def initial(path: str, *, token: str | None, model: str, fallbacks: Sequence[str], workspace: str) -> None:
     """Write a small commented `mayros.json`, mode 0600, into a directory that is made (0700) where it is missing.
+
+    `token` None: it is kept elsewhere.
 
     `model` and `fallbacks` are `provider/model` references, `workspace` a path. Raises FileExistsError where there is a file already: it is
     never overwritten.
     """
-    values = {"token": token, "model": model, "fallbacks": list(fallbacks), "workspace": workspace}
+    auth = {"mode": "token"} if token is None else {"mode": "token", "token": token}
+    values = {"auth": auth, "model": model, "fallbacks": list(fallbacks), "workspace": workspace}
     # `${` would be read as an environment variable.
     shown = {name: msgspec.json.encode(value).decode().replace("${", "$${") for name, value in values.items()}
     text = re.sub("@([a-z]+)@", lambda place: shown[place[1]], _TEXT)

@@ -1,12 +1,11 @@
-"""Makes the calls of one model turn: side by side where all of them only read, else in order. Imports of core ports, calls and bounds.
+"""Makes the calls of one model turn: side by side where all of them only read, else in order. Imports net.redact; of core ports, calls, bounds.
 
-A call always comes to a result. What a tool does wrong, how long it takes and that the run is cancelled never keep a call from having one, so that
-what is recorded is a transcript that every model takes.
+A call always comes to a result, unless it is the caller's to make. What a tool does wrong, how long it takes and that the run is cancelled never keep
+a call from having one, so that what is recorded is a transcript that every model takes.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
@@ -20,17 +19,17 @@ from twisted.python.failure import Failure
 from mayros.core.bounds import KEPT_CHARS, UNTRUSTED_REFERENCE, cut, room, tool_message, wrapped
 from mayros.core.calls import Call, spoken
 from mayros.core.images import described
-from mayros.core.ports import Clock, Principal, Turn
+from mayros.core.ports import Clock, ModelRequest, Principal, Turn
 from mayros.core.repeats import Repeats
 from mayros.core.tool_ports import ResultStore, Tool, ToolResult
 from mayros.errors import GatewayError, ToolFailed, bare
 from mayros.events import Event, ToolFinished, ToolStarted, ToolUpdate
-from mayros.messages import ProviderState
+from mayros.messages import ProviderState, ToolCall
+from mayros.net.redact import Redactor
 
 log = Logger()
 
 T = TypeVar("T")
-Redact = Callable[[str], str]
 
 #: How long one call may take; a tool has its own, shorter limits.
 CALL_SECONDS = 3_600.0
@@ -40,8 +39,6 @@ ABORT_SECONDS = 1.0
 PIECE_CHARS = 32_768
 #: The least time between two updates of one call, and the characters of one.
 UPDATE_SECONDS, UPDATE_CHARS = 0.25, 8_000
-
-_BLANK = re.compile(r"\s")
 
 ABORTED = "[Aborted: the run was ended before this call was finished. It may or may not have had its effect.]"
 NOT_MADE = "[Aborted: the run was ended before this call was made.]"
@@ -54,11 +51,22 @@ class Host(Protocol):
     clock: Clock
 
     def record(self, messages: Sequence[msgspec.Raw]) -> None:
-        """These messages were made by the run: a model turn with its calls, and a result for each."""
+        """These messages were made by the run: a model turn with its calls, and a result for each that is not the caller's."""
+        ...
+
+    def hand_back(self, calls: Sequence[ToolCall]) -> None:
+        """The run ends with these calls, which its caller has to answer."""
         ...
 
     async def waiting(self, answer: Awaitable[T]) -> T:
         """See ports.ToolContext."""
+        ...
+
+    def asking(self, request: ModelRequest) -> ModelRequest:
+        """A model is about to be asked, each time before it is: the request as it may be made, with as many tokens as the run may still use.
+
+        Raises spending.LimitReached, which ends the run well, where there is no room for the prompt.
+        """
         ...
 
     def exceeded(self) -> str | None:
@@ -71,7 +79,7 @@ class Surroundings(msgspec.Struct, frozen=True):
 
     turn: Turn
     host: Host
-    redact: Redact
+    redact: Redactor
     results: ResultStore | None
     repeats: Repeats | None
     window: int
@@ -95,7 +103,7 @@ class _Context:
         """See ports.ToolContext."""
         if self._ended:
             return
-        self._held = text[-UPDATE_CHARS:]
+        self._held = text[-UPDATE_CHARS - self._around.redact.reach :]
         if self._next is None:
             self._tell()
 
@@ -103,7 +111,8 @@ class _Context:
         held, self._held, self._next = self._held, None, None
         if held is not None:
             self._next = self._clock.callLater(UPDATE_SECONDS, self._tell)
-            self._told(ToolUpdate(self._call.id, self._call.name, _clean(self._around.redact(held))))
+            shown = self._around.redact.window(held, max(0, len(held) - UPDATE_CHARS), len(held), ended=False)
+            self._told(ToolUpdate(self._call.id, self._call.name, _clean(shown)))
 
     async def waiting(self, answer: Awaitable[T]) -> T:
         """See ports.ToolContext."""
@@ -131,7 +140,10 @@ class _Context:
 
 
 class Batch:
-    """The calls of one model turn. Iterate `events` to make them; then, and also where it was closed early, each has its message in `messages`."""
+    """The calls of one model turn. Iterate `events` to make them; then, and also where it was closed early, `messages` has the results.
+
+    A call that the caller has to make has none, unless the run was ended before he got it.
+    """
 
     def __init__(self, around: Surroundings, said: str, calls: Sequence[Call], kept: ProviderState | None = None) -> None:
         self._around, self._said, self._calls, self._kept = around, said, calls, kept
@@ -191,7 +203,7 @@ class Batch:
 
     def _record(self) -> None:
         for call in self._calls:
-            if call.result is None:
+            if call.result is None and (call.handed is None or self._stopping):
                 call.result = tool_message(call.id, ABORTED if call.begun else NOT_MADE)
         results = [call.result for call in self._calls if call.result is not None]
         self.messages = [spoken(self._said, self._calls, kept=self._kept), *results]
@@ -209,10 +221,11 @@ class Batch:
         return shown
 
     async def _make(self) -> None:
-        if all(call.error is not None or (call.tool is not None and call.tool.read_only) for call in self._calls):
-            await DeferredList([Deferred.fromCoroutine(self._one(call)) for call in self._calls], consumeErrors=True)
+        calls = [call for call in self._calls if call.handed is None]
+        if all(call.error is not None or (call.tool is not None and call.tool.read_only) for call in calls):
+            await DeferredList([Deferred.fromCoroutine(self._one(call)) for call in calls], consumeErrors=True)
         else:
-            for call in self._calls:
+            for call in calls:
                 if not self._stopping:  # a tool may keep the cancel to itself
                     await self._one(call)
 
@@ -283,7 +296,7 @@ class Batch:
     async def _shaped(self, call: Call, result: ToolResult) -> str:
         """The result's text as the model gets it."""
         around = self._around
-        text = await self._hidden(_clean(result.text[:KEPT_CHARS]))
+        text = (await self._hidden(_clean(result.text[: KEPT_CHARS + around.redact.reach])))[:KEPT_CHARS]
         if around.repeats is not None:
             around.repeats.ended(call.key, text)
         # What was kept of a result from outside is still from outside when it is read back.
@@ -301,26 +314,19 @@ class Batch:
         return text or "(nothing)"
 
     async def _hidden(self, text: str) -> str:
-        """The text without secrets. A long one is gone through in pieces, between which others have their turn."""
-        if len(text) <= PIECE_CHARS:
-            return self._around.redact(text)
-        pieces, start = [], 0
-        while start < len(text):
-            end = start + PIECE_CHARS
-            if end < len(text):
-                # No secret has blanks in it, so none is cut in two.
-                border = _BLANK.search(text, end)
-                end = border.start() if border is not None else len(text)
-                pause: Deferred[None] = Deferred()
-                timer = self._around.host.clock.callLater(0, pause.callback, None)
-                try:
-                    await pause
-                finally:
-                    if timer.active():
-                        timer.cancel()
-            pieces.append(self._around.redact(text[start:end]))
-            start = end
-        return "".join(pieces)
+        """The text without secrets. A long one is gone through in pieces, between which others have their turn; a thread would hold them up."""
+        stream = self._around.redact.stream()
+        pieces = [stream.feed(text[:PIECE_CHARS])]
+        for start in range(PIECE_CHARS, len(text), PIECE_CHARS):
+            pause: Deferred[None] = Deferred()
+            timer = self._around.host.clock.callLater(0, pause.callback, None)
+            try:
+                await pause
+            finally:
+                if timer.active():
+                    timer.cancel()
+            pieces.append(stream.feed(text[start : start + PIECE_CHARS]))
+        return "".join([*pieces, stream.end()])
 
     def _update(self, update: ToolUpdate) -> None:
         self._updates[update.call_id] = update

@@ -76,8 +76,8 @@ class Approval:
 class Audience(Protocol):
     """Whoever can answer."""
 
-    def present(self) -> bool:
-        """Whether anybody who may answer is connected."""
+    def present(self, session: str) -> bool:
+        """Whether anybody who may answer for this session is connected."""
         ...
 
     def requested(self, approval: Approval) -> None:
@@ -92,7 +92,7 @@ class Audience(Protocol):
 class Nobody:
     """There is no door through which an answer could come."""
 
-    def present(self) -> bool:
+    def present(self, session: str) -> bool:
         return False
 
     def requested(self, approval: Approval) -> None: ...

@@ -1,7 +1,8 @@
 """Who asks: a credential becomes a Principal, or an error that says what is missing. Pure; time is passed in.
 
 One shared secret makes the owner (modes `token` and `password`); behind a trusted proxy the proxy names the user; mode `none` trusts whoever
-reaches this machine itself, and therefore looks at Host and Origin. Imports mayros.config, mayros.core and mayros.errors.
+reaches this machine itself, and therefore looks at Host and Origin. In every mode there may be tokens of single persons and programs besides
+(core/api_tokens.py). Imports mayros.config, mayros.core and mayros.errors.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from mayros.core.address import Address, AddressRules, Headers
 from mayros.core.keys import check_text
 from mayros.core.limits import FailureLimiter, retry_after
 from mayros.core.ports import Principal
-from mayros.errors import ConfigError, Forbidden, InvalidRequest, TooManyAuthFailures, Unauthorized
+from mayros.core.token_ports import PREFIX, Finder, Held
+from mayros.errors import ConfigError, Forbidden, InvalidRequest, TooManyAuthFailures, Unauthorized, bare
 
 #: What failures are counted apart for: the shared secret, and the tokens of devices.
 SHARED_SECRET, DEVICE_TOKEN = "shared-secret", "device-token"
@@ -23,6 +25,7 @@ OPERATOR_SCOPES = frozenset(f"operator.{name}" for name in ("read", "write", "ad
 #: What a user behind a trusted proxy may do: talk to agents and read, not administer the gateway.
 PROXY_SCOPES = frozenset(("operator.read", "operator.write"))
 OWNER = Principal("owner", OPERATOR_SCOPES)
+_PREFIX = PREFIX.encode()
 #: Longest user name that a proxy may send, in bytes.
 MAX_USER = 256
 
@@ -44,19 +47,33 @@ def make_limiter(rate_limit: RateLimit | None) -> FailureLimiter | None:
     return FailureLimiter(rate_limit.max_attempts, rate_limit.window_ms / 1000, rate_limit.lockout_ms / 1000)
 
 
+def renewed_limiter(limiter: FailureLimiter | None, rate_limit: RateLimit | None) -> FailureLimiter | None:
+    """The limiter for another `gateway.auth.rateLimit`, which remembers what the old one did: a change is no way out of a lockout."""
+    if limiter is None or rate_limit is None:
+        return make_limiter(rate_limit)
+    limiter.max_attempts = rate_limit.max_attempts
+    limiter.window_seconds, limiter.lockout_seconds = rate_limit.window_ms / 1000, rate_limit.lockout_ms / 1000
+    return limiter
+
+
 class Authenticator:
     """Judges credentials at both doors. One per configuration; the limiter is handed on when the configuration changes.
 
-    `mode` is the resolved one and `secret` the token or password. ConfigError when the mode cannot work with what is there.
+    `mode` is the resolved one and `secret` the token or password; `tokens` knows those of single persons and programs. ConfigError when the mode
+    cannot work with what is there.
     """
 
-    def __init__(self, mode: AuthMode, secret: str | None, auth: Auth, rules: AddressRules, limiter: FailureLimiter | None) -> None:
+    def __init__(
+        self, mode: AuthMode, secret: str | None, auth: Auth, rules: AddressRules, limiter: FailureLimiter | None, tokens: Finder | None = None
+    ) -> None:
         shared = mode in ("token", "password")
         if shared and not (secret or "").strip():
             raise ConfigError(f'gateway.auth.mode is "{mode}", but there is no {mode}: set gateway.auth.{mode}.')
         self.mode: AuthMode = mode
-        self._rules = rules
-        self._limiter = limiter if shared else None
+        #: Wrong credentials by their kind.
+        self.wrong: dict[str, int] = {}
+        self._rules, self._tokens = rules, tokens
+        self._limiter = limiter if mode != "none" else None
         self._exempt = auth.rate_limit is None or auth.rate_limit.exempt_loopback
         self._digest = _digest(secret or "") if shared else b""
         self._proxy = auth.trusted_proxy
@@ -73,29 +90,67 @@ class Authenticator:
     def http(self, headers: Headers, address: Address, now: float) -> Principal:
         """Who sent a request with these headers. `now` is monotonic seconds.
 
-        Raises Unauthorized (401), TooManyAuthFailures (429, `retry_after` set) or Forbidden (403). In the modes `none` and `trusted-proxy` this is
-        also what judges a WebSocket upgrade.
+        Raises Unauthorized (401), TooManyAuthFailures (429, `retry_after` set) or Forbidden (403).
         """
-        if self.mode == "none":
-            if not self._rules.host_ok(headers):
-                raise Forbidden("The Host header does not name this gateway. List the name in gateway.allowedHosts.", code="host_not_allowed")
-            self._refuse_foreign_page(headers, address)
-            return OWNER
-        if self.mode == "trusted-proxy":
-            principal = self._from_proxy(headers, address)
-            self._refuse_foreign_page(headers, address)
-            return principal
+        lines = headers(b"authorization") or ()
+        value = lines[0] if lines else b""
+        bearer = value[7:] if len(lines) == 1 and value[:7].lower() == b"bearer " else None
+        if self.mode in ("none", "trusted-proxy") and (bearer is None or not bearer.startswith(_PREFIX)):
+            # Here other credentials than a token mean nothing; whoever shows a token is judged by it alone.
+            return self._ambient(headers, address)
         self._refuse_locked(address, now)
-        lines = headers(b"authorization")
         if not lines:
             raise Unauthorized
-        value = lines[0]
-        # The length is no secret; the digests hide where two values differ.
-        if len(lines) == 1 and value[:7].lower() == b"bearer " and compare_digest(sha256(value[7:]).digest(), self._digest):
-            self.count(address, now, right=True)
-            return OWNER
+        if bearer is not None:
+            digest = sha256(bearer).digest()
+            # The length is no secret; the digests hide where two values differ.
+            if self._digest and compare_digest(digest, self._digest):
+                self.count(address, now, right=True)
+                return OWNER
+            if (held := self._found(digest)) is not None:
+                return held.principal
         self.count(address, now, right=False)
         raise Unauthorized
+
+    def _ambient(self, headers: Headers, address: Address) -> Principal:
+        """Who asks where the connection itself is the credential."""
+        if self.mode == "trusted-proxy":
+            principal = self._from_proxy(headers, address)
+        elif self._rules.host_ok(headers):
+            principal = OWNER
+        else:
+            raise Forbidden("The Host header does not name this gateway. List the name in gateway.allowedHosts.", code="host_not_allowed")
+        self._refuse_foreign_page(headers, address)
+        return principal
+
+    def _found(self, digest: bytes) -> Held | None:
+        """The token whose secret has this digest, which is used hereby. Failures are not forgotten for it: it says nothing about who tries others.
+
+        Raises Unauthorized for one that is over: whoever has it is not guessing.
+        """
+        held = self._tokens.find(digest) if self._tokens is not None else None
+        if self._tokens is None or held is None:
+            return None
+        if (problem := self._tokens.problem(held)) is not None:
+            raise Unauthorized(problem)
+        self._tokens.used(held)
+        return held
+
+    def held(self, presented: str) -> Held | None:
+        """The token of a person or program whose secret this is; None: it is none of them. Not counted. Raises Unauthorized for one that is over."""
+        return self._found(_digest(presented))
+
+    def proxied(self, headers: Headers, address: Address) -> Principal | Unauthorized | None:
+        """The user that a trusted proxy names in a WebSocket upgrade, or why there is none; None in the other modes. Origin is judged elsewhere.
+
+        Raises Forbidden for a user who may not use the gateway.
+        """
+        if self.mode != "trusted-proxy":
+            return None
+        try:
+            return self._from_proxy(headers, address)
+        except Unauthorized as error:
+            return bare(error)
 
     def matches(self, presented: str) -> bool:
         """Whether this is the shared secret. Not counted: whoever asks looks at `lockout` before, and calls `count` when the client is told."""
@@ -110,6 +165,8 @@ class Authenticator:
 
     def count(self, address: Address, now: float, right: bool, what: str = SHARED_SECRET) -> None:
         """A credential was right, which forgets the client's failures, or wrong."""
+        if not right:
+            self.wrong[what] = self.wrong.get(what, 0) + 1
         limiter = self._limiter
         if limiter is None or (address.exempt and self._exempt):
             return

@@ -7,13 +7,13 @@ stands between marks that it cannot imitate. When a prompt grows too large, the 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from msgspec.structs import replace
 
-from mayros.core.tokens import estimate
-from mayros.messages import ImagePart, ImageUrl, Message, TextPart, pack, unpack
+from mayros.core.tokens import estimate, estimate_utf8, most_utf8
+from mayros.messages import ImagePart, ImageUrl, Message, TextPart, data_of, has_parts, image_urls, pack, unpack
 
 #: One result gets at most this part of the window, those of one batch together at most that; the whole prompt before results are left out.
 ONE_RESULT, ONE_BATCH, PROMPT = 0.3, 0.6, 0.75
@@ -29,6 +29,8 @@ LEFT_OUT = "[This older result was left out to make room. Call the tool again if
 REFERENCE, UNTRUSTED_REFERENCE = "result://", "result://u"
 
 _TAIL = 0.25
+#: How a result begins.
+_RESULT = b'{"role":"tool"'
 _NAME = "EXTERNAL_UNTRUSTED_CONTENT"
 _INVISIBLE = "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]*"
 #: The name of the marks, also where it is spelled with full-width letters, other lines or blanks for the low line, or invisible characters.
@@ -38,7 +40,6 @@ _LOOK_ALIKE = re.compile(
 )
 #: What some models take for the borders of messages.
 _CONTROL_TOKEN = re.compile(r"<(\|[^<>|\n]{1,40}\|)>|\[(/?(?:INST|SYS))\]|<<(/?SYS)>>")
-_IMAGE_URL = re.compile(r'"url":"data:[^"]*"')
 
 
 def room(window_tokens: int, text: str, calls: int) -> int:
@@ -78,49 +79,46 @@ def wrapped(text: str, boundary: str) -> str:
 
 def size(raw: msgspec.Raw) -> int:
     """Tokens of a message, by estimate. An image counts as one, not as its bytes."""
-    text = bytes(raw).decode()
-    if '"image_url"' not in text:
-        return estimate(text)
-    text, images = _IMAGE_URL.subn("", text)
-    return estimate(text) + images * IMAGE_TOKENS
+    data = data_of(raw)
+    if not has_parts(raw):
+        return estimate_utf8(data)
+    texts, done, urls = [], 0, image_urls(data)
+    for start, end in urls:
+        texts.append(data[done:start])
+        done = end
+    return estimate_utf8(b"".join([*texts, data[done:]])) + len(urls) * IMAGE_TOKENS
+
+
+def _together(messages: Sequence[msgspec.Raw], count: Callable[[bytes], int]) -> int:
+    """Tokens of messages; those without images are counted at once."""
+    plain = [raw for raw in messages if not has_parts(raw)]
+    return count(b"".join(plain)) + (sum(size(raw) for raw in messages if has_parts(raw)) if len(plain) < len(messages) else 0)
 
 
 def fitted(system: str, messages: Sequence[msgspec.Raw], window_tokens: int) -> Sequence[msgspec.Raw] | None:
     """The messages as they fit the window, by estimate: over three quarters of it the oldest tool results are left out. None: they do not fit.
 
-    A token is at least one byte, so few bytes need no counting.
+    By this estimate a token is a character, and three bytes, at least: few of them need no counting.
     """
     limit = int(window_tokens * PROMPT)
-    if len(system) + sum(map(len, map(bytes, messages))) < limit:
+    if len(system) + sum([memoryview(raw).nbytes for raw in messages]) // 3 < limit:
         return messages
-    sizes = [size(raw) for raw in messages]
-    total = estimate(system) + sum(sizes)
+    own = estimate(system)
+    if own + _together(messages, most_utf8) < limit:
+        return messages
+    total = own + _together(messages, estimate_utf8)
     if total >= limit:
         fewer = list(messages)
         for place, raw in enumerate(messages):
             if total < limit:
                 break
-            if b'"role":"tool"' in bytes(raw)[:20]:
+            if memoryview(raw)[: len(_RESULT)] == _RESULT:
                 short = pack(replace(unpack(raw), content=LEFT_OUT))
-                gain = sizes[place] - size(short)
+                gain = size(raw) - size(short)
                 if gain > 0:
                     fewer[place], total = short, total - gain
         messages = fewer
     return messages if total < window_tokens else None
-
-
-def plain(raw: msgspec.Raw) -> msgspec.Raw:
-    """A message without its images: for the transcript, and for a model that takes none."""
-    message = unpack(raw)
-    if not isinstance(message.content, tuple):
-        return raw
-    texts = [part.text if isinstance(part, TextPart) else f"[{_described(part)}]" for part in message.content]
-    return pack(replace(message, content="\n".join(texts)))
-
-
-def _described(part: ImagePart) -> str:
-    kind, _, data = part.image_url.url.removeprefix("data:").partition(";base64,")
-    return f"an image ({kind}, {len(data) * 3 // 4} bytes) was shown here"
 
 
 def tool_message(call_id: str, text: str, images: Sequence[tuple[str, str]] = ()) -> msgspec.Raw:

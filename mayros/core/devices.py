@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
-from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from mayros.core.auth import lacking
 from mayros.core.device_ports import DeviceRecord, DeviceStore, DeviceToken, PairingRequest
 from mayros.core.device_tokens import Grant, Tokens, aside
+from mayros.core.once import Once
 from mayros.errors import InvalidRequest, Unavailable
 
 MAX_DEVICES, MAX_REQUESTS = 10_000, 256
@@ -83,31 +82,18 @@ class Devices:
         # By device; the one that asked longest ago comes first.
         self._requests: dict[str, PairingRequest] = {}
         self._tokens = Tokens(store, now_ms)
-        self._loaded = False
-        self._waiting: list[Deferred[None]] = []
+        self._read = Once(self._load)
         self.audience: Audience = Silence()
 
     async def ready(self) -> None:
         """Read the store, once. Raises StorageUnavailable; the next call tries again."""
-        if self._loaded:
-            return
-        waiter: Deferred[None] = Deferred()
-        self._waiting.append(waiter)
-        if len(self._waiting) == 1:
-            Deferred.fromCoroutine(self._load()).addBoth(self._read)
-        await waiter
+        await self._read.done()
 
     async def _load(self) -> None:
         devices, tokens, requests = await self._store.load()
         self._devices = {record.device_id: record for record in devices}
         self._tokens.fill(token for token in tokens if token.device_id in self._devices)
         self._requests = {request.device_id: request for request in requests}
-        self._loaded = True
-
-    def _read(self, outcome: Failure | None) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(outcome)
 
     # What there is
 

@@ -14,12 +14,11 @@ from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 import msgspec
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from mayros.core.device_tokens import aside
 from mayros.core.exec_ports import AllowedExec, ExecAsk, ExecPolicy, ExecRulesStore, ExecSecurity
+from mayros.core.once import Once
 from mayros.errors import InvalidRequest
 
 log = Logger()
@@ -114,32 +113,21 @@ class ExecRules:
         self.place = place
         #: Hides secrets in the commands that are kept.
         self.redact: Callable[[str], str] = str
+        #: Whether a program, by its real path, can be changed by no agent and nothing that one runs. Nothing is, unless somebody can tell.
+        self.fixed: Callable[[str], bool] = lambda path: False
         self._policies: Mapping[str, ExecPolicy] = {}
         self._entries: dict[str, AllowedExec] = {}
         # By entry: the patterns that are compared, as written and as resolved.
         self._patterns: dict[str, tuple[str, ...]] = {}
-        self._loaded = False
-        self._waiting: list[Deferred[None]] = []
+        self._read = Once(self._load)
 
     async def ready(self) -> None:
         """Read the store, once. Raises StorageUnavailable; the next call tries again."""
-        if self._loaded:
-            return
-        waiter: Deferred[None] = Deferred()
-        self._waiting.append(waiter)
-        if len(self._waiting) == 1:
-            Deferred.fromCoroutine(self._load()).addBoth(self._read)
-        await waiter
+        await self._read.done()
 
     async def _load(self) -> None:
         entries, policies = await self._store.load()
         self._take(entries, policies)
-        self._loaded = True
-
-    def _read(self, outcome: Failure | None) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(outcome)
 
     def _take(self, entries: Iterable[AllowedExec], policies: Mapping[str, ExecPolicy]) -> None:
         self._entries = {entry.id: entry for entry in entries}
@@ -191,10 +179,9 @@ class ExecRules:
                 return entry
         return None
 
-    def lasting(self, paths: Sequence[str], workspace: str) -> Sequence[str]:
-        """Those that "always" may put on a list: not what runs its arguments, nor what the agent may write itself."""
-        own = self._resolve(workspace).rstrip("/") + "/"
-        return [path for path in dict.fromkeys(paths) if not (runs_its_arguments(path) or path.startswith(own) or "*" in path or "?" in path)]
+    def lasting(self, paths: Sequence[str]) -> Sequence[str]:
+        """Those that "always" may put on a list: not what runs its arguments, nor what may be another program tomorrow."""
+        return [path for path in dict.fromkeys(paths) if not (runs_its_arguments(path) or "*" in path or "?" in path) and self.fixed(path)]
 
     # What changes
 
@@ -218,6 +205,14 @@ class ExecRules:
         except BaseException:
             self._entries.pop(entry.id, None)
             raise
+
+    async def forget(self, agent_id: str) -> None:
+        """Drop the list and the policy of an agent that is no more: another one that gets its id starts anew. Raises StorageUnavailable."""
+        await self.ready()
+        entries = [entry for entry in self._entries.values() if entry.agent_id != agent_id]
+        policies = {name: policy for name, policy in self._policies.items() if name != agent_id}
+        if (len(entries), len(policies)) != (len(self._entries), len(self._policies)):
+            await self.replace(entries, policies)
 
     async def replace(self, entries: Sequence[AllowedExec], policies: Mapping[str, ExecPolicy]) -> None:
         """All of it anew. An entry without an id gets one; when an entry was last used stays known. Raises InvalidRequest, StorageUnavailable."""

@@ -19,6 +19,15 @@ class LocalLanes:
         self._granting: set[str] = set()
         self._waiting = self._fence = 0
 
+    def limit(self, per_session: int, total: int) -> None:
+        """Hold these limits from now on; who waits already goes on waiting."""
+        self._per_session, self._total = per_session, total
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait for their lanes."""
+        return self._waiting
+
     def _lease(self, session: str) -> Lease:
         self._fence += 1
         return Lease(session, self._fence)
@@ -62,12 +71,24 @@ class LocalSlots:
     """`Slots` in one process: `total` runs think at the same time, the rest wait in order of arrival (bounded by the lanes' limits)."""
 
     def __init__(self, total: int, waiting: int) -> None:
-        self._free, self._limit, self._granting = total, waiting, False
+        self._total = self._free = total
+        self._limit, self._granting = waiting, False
         self._queue: deque[Deferred[None]] = deque()
+
+    def limit(self, total: int, waiting: int) -> None:
+        """Hold these limits from now on. Whoever has a slot keeps it; of more slots, those that wait get theirs at once."""
+        self._free += total - self._total
+        self._total, self._limit = total, waiting
+        self._grant()
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait for a slot."""
+        return len(self._queue)
 
     def acquire(self) -> Deferred[None]:
         """A slot, at once where one is free. Fails with QueueFull; cancelling leaves the queue."""
-        if self._free and not self._queue:
+        if self._free > 0 and not self._queue:
             self._free -= 1
             return succeed(None)
         if len(self._queue) >= self._limit:
@@ -79,11 +100,14 @@ class LocalSlots:
     def release(self) -> None:
         """Give the slot to the next in line. One that is done at once gives it back from inside: then the loop outside goes on, not the stack."""
         self._free += 1
+        self._grant()
+
+    def _grant(self) -> None:
         if self._granting or not self._queue:
             return
         self._granting = True
         try:
-            while self._free and self._queue:
+            while self._free > 0 and self._queue:
                 self._free -= 1
                 self._queue.popleft().callback(None)
         finally:

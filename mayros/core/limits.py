@@ -35,6 +35,8 @@ class FailureLimiter:
         self.window_seconds = window_seconds
         self.lockout_seconds = lockout_seconds
         self._max_keys = max_keys
+        #: How many lockouts there have been.
+        self.lockouts = 0
         # Each in the order of the last failure, so that in both the first key is the first to expire.
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
         self._locked: OrderedDict[str, float] = OrderedDict()
@@ -70,6 +72,7 @@ class FailureLimiter:
         if len(times) >= self.max_attempts:
             del self._failures[key]
             self._locked[key] = now
+            self.lockouts += 1
 
     def succeeded(self, key: str) -> None:
         """Forget the key's failures. A lockout stays: nobody may succeed meanwhile."""

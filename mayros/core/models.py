@@ -8,9 +8,13 @@ from typing import Any
 
 import msgspec
 
-from mayros.config.schema import Cost, ModelDefinition, Models, ProviderEntry, Timeouts
+from mayros.config.schema import Cost, ModelAuth, ModelDefinition, Models, ProviderApi, ProviderEntry, Timeouts
+from mayros.core.vendors import VENDORS, built_in
 
 EMBEDDED = "local/smollm2-135m-instruct"
+
+_NO_AUTH = ModelAuth()
+_NO_KEYS: Mapping[str, str] = {}
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -49,6 +53,8 @@ class Provider(msgspec.Struct, frozen=True):
     ca_path: str | None = None
     credentials: tuple[Credential, ...] = ()
     ordered: bool = False
+    #: Whether it is told of which trace a request is a part.
+    traceparent: bool = False
 
     def __repr__(self) -> str:
         return f"<Provider {self.id} {self.api}>"
@@ -74,48 +80,37 @@ class Model(msgspec.Struct, frozen=True):
         return f"{self.provider.id}/{self.id}"
 
 
-#: Vendors that speak chat completions: base URL and the environment variable of the key. Ids are the field's usual ones.
-VENDORS: dict[str, tuple[str, str]] = {
-    "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
-    "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
-    "groq": ("https://api.groq.com/openai/v1", "GROQ_API_KEY"),
-    "mistral": ("https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
-    "xai": ("https://api.x.ai/v1", "XAI_API_KEY"),
-    "together": ("https://api.together.xyz/v1", "TOGETHER_API_KEY"),
-    "cerebras": ("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
-    "ollama": ("http://127.0.0.1:11434/v1", "OLLAMA_API_KEY"),
-    "vllm": ("http://127.0.0.1:8000/v1", "VLLM_API_KEY"),
-    "litellm": ("http://127.0.0.1:4000/v1", "LITELLM_API_KEY"),
-}
-_LOCAL = ProviderEntry(
-    api="local",
-    max_connections=1,
-    models=(ModelDefinition(id="smollm2-135m-instruct", name="SmolLM2 135M Instruct", context_window=8192, max_tokens=2048, tools=False),),
-)
+#: What stands behind the name of a model where the vendor fixes a version: a date, `latest`, a preview.
+_VERSION = re.compile(r"(.+?)-(?:\d{8}|\d{4}-\d{2}-\d{2}|\d{3}|latest|preview(?:-[\d-]+)?)")
 
 
-def key_variable(provider_id: str) -> str:
-    """The environment variable that holds a provider's key."""
-    return VENDORS[provider_id][1] if provider_id in VENDORS else re.sub(r"[^A-Z0-9]", "_", provider_id.upper()) + "_API_KEY"
+def key_variables(provider_id: str) -> tuple[str, ...]:
+    """The environment variables that may hold a provider's key."""
+    if provider_id in VENDORS:
+        return VENDORS[provider_id][2]
+    return (re.sub(r"[^A-Z0-9]", "_", provider_id.upper()) + "_API_KEY",)
 
 
 class Catalogue:
     """Looks up `provider/model` references. `environ` is the private map of the start; keys are taken from it where the file has none."""
 
-    def __init__(self, models: Models, environ: Mapping[str, str]) -> None:
-        entries = {} if models.mode == "replace" else {"local": _LOCAL, **{name: ProviderEntry(base_url=url) for name, (url, _) in VENDORS.items()}}
+    def __init__(self, models: Models, environ: Mapping[str, str], auth: ModelAuth = _NO_AUTH, keys: Mapping[str, str] = _NO_KEYS) -> None:
+        entries = {} if models.mode == "replace" else built_in()
         for name, entry in models.providers.items():
-            built_in = entries.get(name)
-            if built_in is not None:
+            known = entries.get(name)
+            if known is not None:
                 entry = msgspec.structs.replace(
                     entry,
-                    base_url=entry.base_url or built_in.base_url,
-                    api=built_in.api if name == "local" else entry.api,
-                    models=entry.models + tuple(m for m in built_in.models if m.id not in {own.id for own in entry.models}),
+                    base_url=entry.base_url or known.base_url,
+                    api=_api(name, entry, known),
+                    models=entry.models + tuple(m for m in known.models if m.id not in {own.id for own in entry.models}),
                 )
             entries[name] = entry
         self._entries = entries
-        self._providers = {name: self._provider(name, entry, models.timeouts, environ) for name, entry in entries.items()}
+        self._providers = {
+            name: self._provider(name, entry, models.timeouts, _credentials(name, entry, auth, keys, environ), name in auth.order)
+            for name, entry in entries.items()
+        }
         self._models: dict[str, Model] = {}
         for name, entry in entries.items():
             for definition in entry.models:
@@ -123,18 +118,16 @@ class Catalogue:
                 self._models[model.ref] = model
 
     @staticmethod
-    def _provider(name: str, entry: ProviderEntry, wide: Timeouts, environ: Mapping[str, str]) -> Provider:
+    def _provider(name: str, entry: ProviderEntry, wide: Timeouts, credentials: tuple[Credential, ...], ordered: bool) -> Provider:
         def seconds(own: int | None, general: int | None, default: int) -> float:
             return next(value for value in (own, general, default) if value is not None) / 1000
 
         local = entry.api == "local"
-        key = entry.api_key or environ.get(key_variable(name)) or None
         return Provider(
             id=name,
-            api=entry.api,
+            api=entry.api or "openai-completions",
             base_url=(entry.base_url or "").rstrip("/"),
-            key=key,
-            credentials=(Credential("config" if entry.api_key else f"env:{key_variable(name)}", key),) if key else (),
+            key=credentials[0].key if credentials else None,
             headers=entry.headers,
             auth_header=entry.auth_header,
             max_connections=entry.max_connections or (1 if local else 1024),
@@ -144,6 +137,9 @@ class Catalogue:
                 idle=seconds(entry.timeouts.idle_ms, wide.idle_ms, 60_000),
             ),
             ca_path=entry.ca_path,
+            credentials=credentials,
+            ordered=ordered,
+            traceparent=entry.traceparent,
         )
 
     def _model(self, provider_id: str, definition: ModelDefinition) -> Model:
@@ -176,5 +172,33 @@ class Catalogue:
         if model is None:
             provider_id, _, model_id = ref.partition("/")
             if model_id and provider_id in self._providers and self._entries[provider_id].api != "local":
-                model = self._model(provider_id, ModelDefinition(id=model_id))
+                model = self._model(provider_id, self._like(provider_id, model_id))
         return model
+
+    def _like(self, provider_id: str, model_id: str) -> ModelDefinition:
+        """What is known of a model that is not listed: that of the one of which it is a fixed version."""
+        if (fixed := _VERSION.fullmatch(model_id)) is not None:
+            for known in self._entries[provider_id].models:
+                if known.id == fixed[1]:
+                    return msgspec.structs.replace(known, id=model_id, name=None)
+        return ModelDefinition(id=model_id)
+
+
+def _api(name: str, entry: ProviderEntry, known: ProviderEntry) -> ProviderApi | None:
+    """The wire format of a built-in provider. Who gives OpenAI's another address has a server that imitates chat completions."""
+    if name == "local":
+        return known.api
+    if entry.api is None and known.api == "openai-responses" and entry.base_url not in (None, known.base_url):
+        return "openai-completions"
+    return entry.api or known.api
+
+
+def _credentials(name: str, entry: ProviderEntry, auth: ModelAuth, keys: Mapping[str, str], environ: Mapping[str, str]) -> tuple[Credential, ...]:
+    """All keys of a provider in the order of trying: of its profiles, then the one of its entry, else the environment's; each once."""
+    ids = auth.order.get(name) or [profile_id for profile_id, profile in auth.profiles.items() if profile.provider == name]
+    found = [Credential(f"profile:{profile_id}", keys[profile_id]) for profile_id in ids if profile_id in keys]
+    if entry.api_key:
+        found.append(Credential("config", entry.api_key))
+    elif (variable := next((variable for variable in key_variables(name) if environ.get(variable, "").strip()), None)) is not None:
+        found.append(Credential(f"env:{variable}", environ[variable]))
+    return tuple({one.key: one for one in reversed(found)}.values())[::-1]

@@ -40,7 +40,7 @@ class ExecPermission:
         """See ports.Permission."""
         judged = self._judge(request, context, await self._session_now(context))
         if judged.verdict == "ask":
-            always = self._rules.lasting(request.resolved, context.turn.agent.workspace) if request.analysed else ()
+            always = self._rules.lasting(request.resolved) if request.analysed else ()
             await self._ask(request, context, judged, always)
             # The rules, or what is set for the session, may have become stricter meanwhile.
             judged = self._judge(request, context, await self._session_now(context))
@@ -74,7 +74,7 @@ class ExecPermission:
     async def _ask(self, request: ExecRequest, context: ToolContext, judged: _Judged, always: Sequence[str]) -> None:
         """Return where a person, or what holds without one, allows it. Raises ToolFailed."""
         approvals = self._approvals
-        if not approvals.audience.present():
+        if not approvals.audience.present(request.session):
             _unanswered("nobody is connected who could approve it", judged)
             return
         if len(request.command) > MAX_COMMAND:

@@ -6,7 +6,7 @@ A port is two to four methods. The local implementation of each is in core/ or s
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -15,11 +15,14 @@ from twisted.internet.interfaces import IDelayedCall
 from mayros.core.keys import SessionKey
 from mayros.core.models import Credential, Model
 from mayros.core.routing import Agent
+from mayros.core.tracing import Trace
 from mayros.events import Event, FinishReason, Outcome, Usage
+from mayros.messages import ToolCall
 
 Door = Literal["chat", "ws", "cli"]
-#: What becomes of a run whose owner is lost: cancelled, or kept running.
-OnLost = Literal["cancel", "keep"]
+DOORS: tuple[Door, ...] = get_args(Door)
+#: What becomes of a run whose clients are all gone: cancelled, cancelled unless one comes back within half a minute, or kept running.
+OnLost = Literal["cancel", "grace", "keep"]
 
 
 class Clock(Protocol):
@@ -31,10 +34,18 @@ class Clock(Protocol):
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who asks, as the door found out. `id` is stable and holds no secret: `owner`, or `user:<name>` behind a trusted proxy."""
+    """Who asks, as the door found out. `id` is stable and holds no secret: `owner`, `user:<name>` behind a trusted proxy, or `token:<name>`."""
 
     id: str
     scopes: frozenset[str]
+    #: The agents and the endpoints that it may use; None: all.
+    agents: frozenset[str] | None = None
+    endpoints: frozenset[str] | None = None
+    #: The name space that its sessions are in, and no others of which it knows; None: it knows of all (core/reach.py).
+    space: str | None = None
+    #: Its limits: requests a minute that begin runs, and the models' tokens a day.
+    rpm: int | None = None
+    day_tokens: int | None = None
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -49,6 +60,31 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     presence_penalty: float | None = None
     reasoning_effort: str | None = None
     extra: dict[str, Any] | None = None
+    #: How long a vendor's cache is asked to keep the prompt: `none`, `short` or `long`; None: as is usual there. The configuration's to say.
+    cache_retention: str | None = None
+
+
+class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a model is told of a tool. `parameters` is a JSON Schema of type object."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    #: Whether the arguments must fit exactly; sent where the vendor knows it. None: nobody said.
+    strict: bool | None = None
+
+
+class CallerTool(ToolSpec, frozen=True, omit_defaults=True):
+    """A tool that the caller runs: its calls are handed back to him, and he answers them with his next request."""
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """The form of a run's answer. `schema` None: any JSON object; else what fits the JSON Schema, which has a `name` then."""
+
+    schema: dict[str, Any] | None = None
+    name: str = ""
+    description: str | None = None
+    strict: bool | None = None
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -74,10 +110,32 @@ class Turn(msgspec.Struct, frozen=True):
     claim: Claim | None = None
     #: Whether the agent's tools are offered, as far as the door decides that.
     tools: Literal["agent", "none"] = "agent"
+    #: What the caller chose instead of the agent's models; used alone, without fallbacks.
+    model: Model | None = None
+    #: Tools that the caller runs himself, and whether the model must call one of them: `none`, `auto`, `required`, or `function:NAME` for that one.
+    caller_tools: tuple[CallerTool, ...] = ()
+    tool_choice: str = "auto"
+    #: False: at most one of the calls of a model turn is handed back.
+    parallel_calls: bool = True
+    response_format: ResponseFormat | None = None
+    #: Of which whole it is a part, as its caller said.
+    trace: Trace | None = None
+
+
+class ModelTurn(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one model turn of a run used. `place`: of its message among what the run said (`TurnStore.finish`); -1: it has none of its own."""
+
+    provider: str
+    model: str
+    usage: Usage = Usage()
+    place: int = -1
 
 
 class RunResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a run ended, for whoever asks later; also the stored answer of an idempotency key. `text` may be partial."""
+    """How a run ended, for whoever asks later; also the stored answer of an idempotency key. `text` may be partial.
+
+    `usage` is the sum over its model turns; `turns` has them, in order, where there was more than one.
+    """
 
     run_id: str
     session_key: str
@@ -93,6 +151,9 @@ class RunResult(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str | None = None
     error_code: str | None = None
     error: str | None = None
+    turns: tuple[ModelTurn, ...] = ()
+    #: Calls of the caller's own tools, which he has to answer.
+    calls: tuple[ToolCall, ...] = ()
 
 
 class SessionSettings(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -125,14 +186,6 @@ class History(msgspec.Struct, frozen=True):
     settings: SessionSettings = SessionSettings()
 
 
-class ToolSpec(msgspec.Struct, frozen=True):
-    """What a model is told of a tool. `parameters` is a JSON Schema of type object."""
-
-    name: str
-    description: str
-    parameters: dict[str, Any]
-
-
 class ModelRequest(msgspec.Struct, frozen=True):
     """One model turn. `messages` are canonical; `system` comes before them; `tools` may be called."""
 
@@ -146,6 +199,18 @@ class ModelRequest(msgspec.Struct, frozen=True):
     credential: Credential | None = None
     #: A stable name of the conversation, without a secret in it, for prompt caches; empty: none.
     session: str = ""
+    #: How many characters of `system`, from its start, are the same in all of the agent's runs; 0: all of it.
+    system_stable: int = 0
+    #: Whether a tool must be called: `auto`, `none`, `required`, or `function:NAME` for that one.
+    tool_choice: str = "auto"
+    #: False: one call at a time.
+    parallel_calls: bool = True
+    #: The form of the answer, where the model gives one and calls nothing.
+    response_format: ResponseFormat | None = None
+    #: No more tokens than this, thinking included, even where thinking is a budget of its own; None: no such limit.
+    most_tokens: int | None = None
+    #: Told to providers that are allowed to know it.
+    trace: Trace | None = None
 
 
 class ModelProvider(Protocol):
@@ -170,6 +235,33 @@ class Owner(Protocol):
         ...
 
 
+class Journal(Protocol):
+    """What a stream has said, encoded and numbered from 1, so that it can be read again; bounded, the oldest events go first."""
+
+    #: The number of the newest event; 0: none yet.
+    last: int
+
+    def append(self, events: Sequence[bytes]) -> None:
+        """Keep more events."""
+        ...
+
+    def holds(self, after: int) -> bool:
+        """Whether all that came after an event can be read; 0: everything."""
+        ...
+
+    def read(self, after: int, limit: int) -> tuple[bytes, int] | None:
+        """What came after an event, whole events of at most `limit` bytes but at least one, and the number of the last of them; None: not kept."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will be appended; it may be dropped where there is no room."""
+        ...
+
+    def drop(self) -> None:
+        """It is of no use any more."""
+        ...
+
+
 #: Called with each batch of each run while registered; must not block and must not raise.
 Watcher = Callable[["Run", list[Event]], None]
 
@@ -183,6 +275,10 @@ class Run(Protocol):
     result: RunResult | None
     #: What ended it, unless it ended well; set together with `result`.
     error: Exception | None
+    #: Whether its turn, and with it the answer of its idempotency key, is on disk.
+    recorded: bool
+    #: When it was submitted, in milliseconds of the wall clock.
+    started_ms: int
 
     @property
     def text(self) -> str:
@@ -193,8 +289,12 @@ class Run(Protocol):
         """Fires when the run has ended and its turn is committed; a new Deferred for each caller, which may cancel it. Never fails."""
         ...
 
+    def attach(self) -> None:
+        """One more client waits for it, besides the one that it was submitted for; each is to be told as lost, or to wait for the end."""
+        ...
+
     def lost(self) -> None:
-        """Its owner is gone: the run is cancelled, or goes on, as it was submitted."""
+        """A client is gone. With the last one the run is cancelled, or not, as it was submitted (OnLost)."""
         ...
 
 
@@ -205,7 +305,7 @@ class Runs(Protocol):
         """Start (or queue) a run. Raises QueueFull, Unavailable (no model) or ServerShutdown at once, before anything is recorded."""
         ...
 
-    def check(self, turn: Turn) -> None:
+    def check(self, turn: Turn, principal: Principal | None = None) -> None:
         """Raise what `submit` would raise, and start nothing: for whoever must answer before the run's first event."""
         ...
 
@@ -215,6 +315,10 @@ class Runs(Protocol):
 
     def find(self, session: str) -> Sequence[Run]:
         """The live runs of a session, in order of submission: the first one thinks, the others wait."""
+        ...
+
+    def of(self, principal_id: str) -> Sequence[Run]:
+        """The live runs that somebody asked for, in order of submission."""
         ...
 
     def ended(self, run_id: str) -> RunResult | None:
@@ -274,11 +378,13 @@ class TurnStore(Protocol):
         """What the session holds, turns without text left out. A session that does not exist yet has a fresh id and no messages."""
         ...
 
-    def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease, said: Sequence[msgspec.Raw] = ()) -> Deferred[None]:
-        """Record the turn, and the answer of its claim, in one transaction; fires when it is on disk.
+    def finish(
+        self, turn: Turn, history: History, result: RunResult, lease: Lease, said: Sequence[msgspec.Raw] = (), principal: str = ""
+    ) -> Deferred[None]:
+        """Record the turn, what it used, and the answer of its claim, in one transaction; fires when it is on disk.
 
         `said`: the canonical messages that the run made, in order, where there is more than one (calls, results, the final text); else the
-        result's text is the one.
+        result's text is the one. `principal`: the id of who asked, for the sums of what was used.
 
         Cancelling the Deferred only stops the waiting. Fails with StorageUnavailable.
         """

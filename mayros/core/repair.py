@@ -20,7 +20,8 @@ def repair(messages: Iterable[msgspec.Raw]) -> tuple[msgspec.Raw, ...]:
     """The messages without what is damaged. Untouched ones stay the same bytes.
 
     A call gets the first result with its id that comes after it, moved to directly behind its message, or else LOST. Calls with an id that was there
-    before, results without a call, messages that say nothing or cannot be read are left out.
+    before, results without a call, messages that say nothing or cannot be read are left out. The calls of the last model turn are left without, where
+    nothing follows them but results: somebody may still answer them (pending.py).
     """
     given = tuple(messages)
     if not any(b'"tool' in bytes(raw) for raw in given):
@@ -32,6 +33,7 @@ def repair(messages: Iterable[msgspec.Raw]) -> tuple[msgspec.Raw, ...]:
     for place, (raw, message) in enumerate(read):
         if message.role == "tool" and message.tool_call_id and _says(message):
             results.setdefault(message.tool_call_id, []).append((place, raw))
+    end = max((place for place, (_, message) in enumerate(read) if message.role != "tool" and (message.tool_calls or _says(message))), default=-1)
     repaired: list[msgspec.Raw] = []
     seen: set[str] = set()
     for place, (raw, message) in enumerate(read):
@@ -54,7 +56,8 @@ def repair(messages: Iterable[msgspec.Raw]) -> tuple[msgspec.Raw, ...]:
         repaired.append(raw)
         for call in calls:
             found = next((result for where, result in results.get(call.id, ()) if where > place), None)
-            repaired.append(found or pack(Message("tool", LOST, tool_call_id=call.id)))
+            if found is not None or place != end:
+                repaired.append(found or pack(Message("tool", LOST, tool_call_id=call.id)))
     return given if repaired == list(given) else tuple(repaired)
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 
 import msgspec
 from twisted.logger import Logger
 
-from mayros.core.acting import Batch, Host, Redact, Surroundings
-from mayros.core.calls import Call, Reply, judge, read_calls, used_ids
+from mayros.core.acting import Batch, Host, Surroundings
+from mayros.core.callers import CallIds
+from mayros.core.calls import Call, judge, read_calls
 from mayros.core.ports import Turn
 from mayros.core.repeats import Repeats
+from mayros.core.reply import Reply
 from mayros.core.tool_ports import ResultStore, Tool
 from mayros.errors import GatewayError, LoopDetected, TooManyRounds
 from mayros.events import Event
-from mayros.messages import ProviderState
+from mayros.messages import Function, ProviderState, ToolCall
+from mayros.net.redact import Redactor
 
 log = Logger()
 
@@ -25,12 +28,11 @@ _TOLD = "Not made: you were told to stop calling tools. The run is ended."
 
 
 class Rounds:
-    """Made with the first model turn that may call; `messages` is the conversation so far, for the ids in it."""
+    """Made with the first model turn that calls. `ids`: of the conversation; `callers`: names of the tools that are the caller's."""
 
-    def __init__(self, turn: Turn, host: Host, redact: Redact, results: ResultStore | None, messages: Sequence[msgspec.Raw]) -> None:
-        self._turn, self._host, self._redact, self._results, self._messages = turn, host, redact, results, messages
+    def __init__(self, turn: Turn, host: Host, redact: Redactor, results: ResultStore | None, ids: CallIds, callers: Collection[str] = ()) -> None:
+        self._turn, self._host, self._redact, self._results, self._ids, self._callers = turn, host, redact, results, ids, callers
         self._repeats = Repeats() if turn.agent.loop_detection.enabled else None
-        self._ids: set[str] | None = None
         self._count = 0
         #: How the run ends if the model calls again.
         self._last_word: GatewayError | None = None
@@ -46,10 +48,13 @@ class Rounds:
         self._said = reply.text
         self._kept = ProviderState(model, msgspec.Raw(reply.state)) if reply.state is not None else None
         self.spoken = self.spoken or bool(self._said)
-        if self._ids is None and reply.calling:
-            self._ids = used_ids(self._messages)
-        self._calls = read_calls(reply, offered, why_not, self._ids) if self._ids is not None else []
+        self._calls = read_calls(reply, offered, why_not, self._ids, self._callers) if reply.calling else []
         return bool(self._calls)
+
+    @property
+    def handed_back(self) -> tuple[ToolCall, ...]:
+        """The calls of the last model turn that are the caller's to make."""
+        return tuple([ToolCall(call.id, Function(call.name, call.handed)) for call in self._calls if call.handed is not None])
 
     async def make(self, window: int, images: bool) -> AsyncGenerator[list[Event], None]:
         """Make the calls; then `new` has them and their results. Raises LoopDetected or TooManyRounds when the model does not stop."""
@@ -67,12 +72,12 @@ class Rounds:
             async for event in events:
                 yield event
         self.new = batch.messages
-        if end is not None:
+        if end is not None and not self.handed_back:
             raise end
 
     def _refuse(self, why: str) -> None:
         for call in self._calls:
-            call.error = why
+            call.error = why if call.handed is None else None
 
     def _warn(self, text: str) -> None:
         log.warn("run {run_id}: {text}", run_id=self._turn.run_id, text=text)

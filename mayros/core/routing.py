@@ -8,11 +8,16 @@ from typing import Any
 
 import msgspec
 
-from mayros.config.schema import AgentEntry, AgentExec, AgentTools, Config, LoopDetection, ModelChoice, Tools, ToolsExec, ToolsFs
+from mayros.config.params import usable
+from mayros.config.schema import AgentEntry, AgentExec, AgentTools, Config, LoopDetection, ModelChoice, SpendingLimits, Tools, ToolsExec, ToolsFs
+from mayros.config.secret import AuthSecret
+from mayros.config.source import join
+from mayros.config.stamps import Stamp
 from mayros.core.keys import SessionKey, check_text, new_id, normalise_agent_id, valid_agent_id
 from mayros.core.models import Catalogue, Model
 from mayros.errors import AgentNotFound
 
+_NO_LIMITS = SpendingLimits()
 MODEL_PREFIXES = ("mayros:", "mayros/", "agent:")
 
 
@@ -25,6 +30,7 @@ class Agent(msgspec.Struct, frozen=True):
     workspace: str
     models: tuple[Model, ...]
     system_prompt: str
+    #: What holds for all its models, over `model_params`, which are by `provider/model` (agents.defaults.models).
     params: dict[str, Any]
     timeout_seconds: float
     file_max_chars: int
@@ -41,6 +47,26 @@ class Agent(msgspec.Struct, frozen=True):
     loop_detection: LoopDetection = LoopDetection()
     #: The names of the skills it may have; None: all.
     skills: tuple[str, ...] | None = None
+    #: What runs may use: `limits`, for all agents together, and this agent's own. Both hold.
+    limits: SpendingLimits = SpendingLimits()
+    own_limits: SpendingLimits = SpendingLimits()
+    model_params: dict[str, dict[str, Any]] = {}
+    #: How much its models think, unless something more special says so: off, minimal, low, medium, high, xhigh.
+    thinking: str | None = None
+    #: How long the first model may be silent before the next one is asked too, in seconds; None: for ever.
+    hedge_seconds: float | None = None
+    #: Whether any caller may choose another model for a request; administrators always may.
+    allow_model_override: bool = False
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit on what its runs may use."""
+        return self.limits != _NO_LIMITS or self.own_limits != _NO_LIMITS
+
+    def params_for(self, model: str) -> dict[str, Any]:
+        """The sampling parameters for a model (`provider/model`)."""
+        own = self.model_params.get(model)
+        return {**own, **self.params} if own else self.params
 
 
 class Directory:
@@ -67,8 +93,6 @@ class Directory:
         else:
             workspace = f"{defaults.workspace or os.path.join(state_dir, 'workspace')}-{agent_id}"
         refs = self._refs(entry.model) or self._refs(defaults.model)
-        primary = self._full(refs[0]) if refs else ""
-        params = defaults.models[primary].params if primary in defaults.models else {}
         tools = self._config.tools
         return Agent(
             id=agent_id,
@@ -77,7 +101,7 @@ class Directory:
             workspace=os.path.abspath(os.path.expanduser(workspace)),
             models=tuple(model for ref in refs if (model := self._find(ref)) is not None),
             system_prompt=entry.system_prompt or "",
-            params={**params, **entry.params},
+            params=usable(entry.params),
             timeout_seconds=float(defaults.timeout_seconds),
             file_max_chars=defaults.bootstrap_max_chars,
             total_max_chars=defaults.bootstrap_total_max_chars,
@@ -90,6 +114,12 @@ class Directory:
             fs=entry.tools.fs or tools.fs,
             loop_detection=entry.tools.loop_detection or tools.loop_detection,
             skills=entry.skills,
+            limits=self._config.limits,
+            own_limits=entry.limits,
+            model_params={ref: usable(known.params) for ref, known in defaults.models.items() if known.params},
+            thinking=defaults.thinking_default,
+            hedge_seconds=_hedge_seconds(entry.model, defaults.model),
+            allow_model_override=entry.allow_model_override,
         )
 
     @staticmethod
@@ -100,7 +130,7 @@ class Directory:
             return [choice]
         return [ref for ref in (choice.primary, *choice.fallbacks) if ref]
 
-    def _full(self, ref: str) -> str:
+    def full(self, ref: str) -> str:
         """`provider/model` for an alias of `agents.defaults.models`; anything else as it is."""
         for full, entry in self._config.agents.defaults.models.items():
             if entry.alias and entry.alias.lower() == ref.lower():
@@ -108,7 +138,7 @@ class Directory:
         return ref
 
     def _find(self, ref: str) -> Model | None:
-        model = self._catalogue.find(self._full(ref))
+        model = self._catalogue.find(self.full(ref))
         if model is None:
             self.unknown_models.append(ref)
         return model
@@ -157,6 +187,12 @@ class Directory:
         return agent, SessionKey(agent.id, "openai:" + new_id()), True
 
 
+def _hedge_seconds(*choices: ModelChoice | str | None) -> float | None:
+    """`hedgeAfterMs` of the first choice that says one."""
+    said = (choice.hedge_after_ms for choice in choices if isinstance(choice, ModelChoice) and choice.hedge_after_ms is not None)
+    return next((after_ms / 1000 for after_ms in said), None)
+
+
 def _merged(general: ToolsExec, own: AgentExec) -> ToolsExec:
     """The settings of `exec` for an agent: its own where they are set."""
     changes = {name: value for name in own.__struct_fields__ if (value := getattr(own, name)) is not None}
@@ -175,16 +211,40 @@ class Settings(msgspec.Struct, frozen=True):
     #: The environment of the start, secrets included; never shown.
     environ: Mapping[str, str]
     warnings: Sequence[str] = ()
+    #: The keys of `auth.profiles` by profile id, secrets too.
+    keys: Mapping[str, str] = {}
+    #: The files that were read, as they were then (config/stamps.py), and what the file says under `env`.
+    files: Mapping[str, Stamp] = {}
+    variables: Any = None
+    #: What callers prove themselves by; None outside of a gateway.
+    secret: AuthSecret | None = None
 
     def __repr__(self) -> str:
         return f"<Settings of {self.config_path}>"
 
     @classmethod
     def build(
-        cls, config: Config, *, state_dir: str, config_path: str, environ: Mapping[str, str], now_ms: int, warnings: Sequence[str] = ()
+        cls,
+        config: Config,
+        *,
+        state_dir: str,
+        config_path: str,
+        environ: Mapping[str, str],
+        now_ms: int,
+        warnings: Sequence[str] = (),
+        keys: Mapping[str, str] | None = None,
+        files: Mapping[str, Stamp] | None = None,
+        variables: Any = None,
+        secret: AuthSecret | None = None,
     ) -> Settings:
-        """Work out agents and models of a configuration."""
-        catalogue = Catalogue(config.models, environ)
+        """Work out agents and models of a configuration. `keys`: `Loaded.keys`; `files`: `Loaded.stamps`; `variables`: what is under `env`."""
+        keys = keys or {}
+        catalogue = Catalogue(config.models, environ, config.auth, keys)
         directory = Directory(config, catalogue, state_dir)
         unknown = [f"agents: unknown model {ref!r}: no provider of that name under models.providers" for ref in directory.unknown_models]
-        return cls(config, directory, catalogue, state_dir, config_path, now_ms, environ, [*warnings, *unknown])
+        unknown += [
+            f"{join('auth.profiles', profile_id)}.provider: there is no provider {profile.provider!r}, so nothing is asked with this key"
+            for profile_id, profile in config.auth.profiles.items()
+            if profile.provider not in catalogue.providers
+        ]
+        return cls(config, directory, catalogue, state_dir, config_path, now_ms, environ, [*warnings, *unknown], keys, files or {}, variables, secret)

@@ -6,26 +6,43 @@ aborted, timeout. Cancelling is Twisted's: the task is cancelled, the generators
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Container
 from contextlib import aclosing
-from typing import Protocol, TypeVar
+from itertools import islice
+from typing import Protocol
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mayros.core.account import Account
 from mayros.core.acting import Host
 from mayros.core.allowance import Allowance
-from mayros.core.calls import APART
-from mayros.core.ports import Clock, History, Idempotency, Lanes, Lease, OnLost, Owner, Principal, RunResult, Slots, Turn, TurnStore, Watcher
-from mayros.errors import GatewayError, InvalidRequest, RunAborted, RunTimeout, ServerShutdown, Unavailable, bare
-from mayros.events import Event, FinishReason, ModelAnswered, Outcome, RunEnded, RunStarted, TextDelta, TurnFinished, Usage
-from mayros.messages import Message, pack
+from mayros.core.liverun import LiveRun
+from mayros.core.pending import settled
+from mayros.core.ports import (
+    DOORS,
+    Clock,
+    Door,
+    History,
+    Idempotency,
+    Lanes,
+    Lease,
+    OnLost,
+    Owner,
+    Principal,
+    RunResult,
+    Slots,
+    Turn,
+    TurnStore,
+    Watcher,
+)
+from mayros.core.spending import LimitReached, Spending
+from mayros.errors import BudgetExceeded, GatewayError, InvalidRequest, RunAborted, RunTimeout, ServerShutdown, Stopping, Unavailable, bare
+from mayros.events import Event, Outcome, RunEnded, RunStarted
 
 log = Logger()
-
-T = TypeVar("T")
 
 #: How long, and how many, ended runs can still be asked about.
 KEEP_SECONDS, KEEP_RUNS = 600.0, 1000
@@ -37,126 +54,48 @@ class Thinker(Protocol):
     def think(self, turn: Turn, history: History, host: Host) -> AsyncGenerator[list[Event], None]: ...
 
 
-class LiveRun:
-    """One run; see ports.Run."""
-
-    def __init__(
-        self, turn: Turn, principal: Principal, owner: Owner | None, on_lost: OnLost, abort: Callable[[LiveRun, Exception], bool], clock: Clock
-    ) -> None:
-        self.turn, self.principal, self.clock = turn, principal, clock
-        self.result: RunResult | None = None
-        self.error: Exception | None = None
-        self._owner, self._on_lost, self._abort = owner, on_lost, abort
-        self._parts: list[str] = []
-        self._recorded: list[msgspec.Raw] = []
-        #: How many of the parts are in what was recorded.
-        self._mark = 0
-        self.allowance: Allowance | None = None
-        self._waiters: list[Deferred[RunResult]] = []
-        self.usage, self.model, self.finish_reason = Usage(), None, None
-        self.task: Deferred[None] | None = None
-        self.why: Exception | None = None
-        self.committing = False
-
-    usage: Usage
-    model: ModelAnswered | None
-    finish_reason: FinishReason | None
-
-    @property
-    def text(self) -> str:
-        """The answer so far."""
-        return "".join(self._parts)
-
-    def take(self, events: list[Event]) -> None:
-        """Remember what the run will be recorded with."""
-        for event in events:
-            kind = type(event)
-            if kind is TextDelta:
-                self._parts.append(event.text)  # type: ignore[attr-defined]
-            elif kind is Usage:
-                self.usage = self.usage.plus(event)  # type: ignore[arg-type]
-            elif kind is ModelAnswered:
-                self.model = event  # type: ignore[assignment]
-            elif kind is TurnFinished:
-                self.finish_reason = event.reason  # type: ignore[attr-defined]
-
-    def record(self, messages: Sequence[msgspec.Raw]) -> None:
-        """See acting.Host."""
-        self._recorded += messages
-        self._mark = len(self._parts)
-
-    async def waiting(self, answer: Awaitable[T]) -> T:
-        """See ports.ToolContext."""
-        return await answer if self.allowance is None else await self.allowance.waiting(answer)
-
-    def exceeded(self) -> str | None:
-        """See acting.Host."""
-        return None
-
-    @property
-    def said(self) -> Sequence[msgspec.Raw]:
-        """What the run has made where that is more than one text: its model turns with calls, their results, and the text after them."""
-        rest = "".join(self._parts[self._mark :]).removeprefix(APART) if self._recorded else ""
-        return (*self._recorded, pack(Message("assistant", rest))) if rest else self._recorded
-
-    async def tell_owner(self, events: list[Event]) -> None:
-        """Suspends while the owner's client is slow."""
-        if self._owner is not None:
-            await self._owner.send(events)
-
-    def ended(self) -> Deferred[RunResult]:
-        """See ports.Run."""
-        if self.result is not None:
-            return succeed(self.result)
-        waiter: Deferred[RunResult] = Deferred(self._waiters.remove)
-        self._waiters.append(waiter)
-        return waiter
-
-    def lost(self) -> None:
-        """See ports.Run."""
-        self._owner = None
-        if self._on_lost == "cancel":
-            self._abort(self, RunAborted("The client went away."))
-
-    def end(self, result: RunResult) -> None:
-        """Tell everybody who waits."""
-        self.result, self._owner = result, None
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.callback(result)
-
-
 class LocalRuns:
-    """See ports.Runs. `now_ms` is the wall clock, for the record; `clock` is for waiting."""
+    """See ports.Runs. `now_ms` is the wall clock, for the record; `clock` is for waiting; `spending` knows what today's runs have used."""
 
     def __init__(
-        self, thinker: Thinker, store: TurnStore, idempotency: Idempotency, lanes: Lanes, slots: Slots, clock: Clock, now_ms: Callable[[], int]
+        self,
+        thinker: Thinker,
+        store: TurnStore,
+        idempotency: Idempotency,
+        lanes: Lanes,
+        slots: Slots,
+        clock: Clock,
+        now_ms: Callable[[], int],
+        spending: Spending | None = None,
     ) -> None:
         self._thinker, self._store, self._idempotency = thinker, store, idempotency
         self._lanes, self._slots, self._clock, self._now_ms = lanes, slots, clock, now_ms
+        self.spending = spending or Spending()
         self._live: dict[str, LiveRun] = {}
         self._ended: dict[str, tuple[float, RunResult]] = {}
         self._watchers: list[Watcher] = []
         self._idle: list[Deferred[None]] = []
-        self._draining = False
+        self._refused: Container[Door] = ()
 
     def submit(self, turn: Turn, principal: Principal, owner: Owner | None = None, on_lost: OnLost = "cancel") -> LiveRun:
         """See ports.Runs."""
-        self.check(turn)
-        run = LiveRun(turn, principal, owner, on_lost, self._cancel, self._clock)
+        self.check(turn, principal)
+        account = Account(turn, self.spending, self._now_ms, principal)
+        run = LiveRun(turn, principal, owner, on_lost, self._cancel, self._clock, account, self._now_ms())
         self._live[turn.run_id] = run
         run.task = Deferred.fromCoroutine(self._drive(run))
         run.task.addErrback(self._broken, run)
         return run
 
-    def check(self, turn: Turn) -> None:
+    def check(self, turn: Turn, principal: Principal | None = None) -> None:
         """See ports.Runs."""
-        if self._draining:
-            raise Unavailable("The gateway is stopping. Try again shortly.", retry_after=2)
-        if not turn.agent.models:
+        if turn.door in self._refused:
+            raise Stopping
+        if not turn.agent.models and turn.model is None:
             raise Unavailable(f'Agent "{turn.agent.id}" has no model: set agents.defaults.model.primary, or run `mayros setup`.')
         if turn.run_id in self._live:
             raise InvalidRequest(f"A run {turn.run_id} is live already.")
+        self.spending.check(turn.agent, self._now_ms(), principal)
 
     def get(self, run_id: str) -> LiveRun | None:
         """A run that has not ended."""
@@ -166,10 +105,18 @@ class LocalRuns:
         """See ports.Runs."""
         return [run for run in self._live.values() if str(run.turn.session) == session]
 
+    def of(self, principal_id: str) -> list[LiveRun]:
+        """See ports.Runs."""
+        return [run for run in self._live.values() if run.principal.id == principal_id]
+
     def ended(self, run_id: str) -> RunResult | None:
         """See ports.Runs."""
         kept = self._ended.get(run_id)
         return kept[1] if kept is not None and kept[0] > self._clock.seconds() else None
+
+    def newest(self, most: int) -> list[LiveRun]:
+        """The live runs that were submitted last, newest first."""
+        return list(islice(reversed(self._live.values()), most))
 
     def live(self) -> int:
         """How many runs have not ended."""
@@ -185,9 +132,9 @@ class LocalRuns:
         self._watchers.append(watcher)
         return lambda: self._watchers.remove(watcher)
 
-    def drain(self) -> None:
-        """Take no more runs."""
-        self._draining = True
+    def drain(self, doors: Container[Door] = DOORS) -> None:
+        """Take no more runs, or none of these doors."""
+        self._refused = doors
 
     def abort_all(self) -> None:
         """The gateway stops: whatever is live ends as aborted."""
@@ -218,7 +165,7 @@ class LocalRuns:
             run.task.cancel()
 
     async def _drive(self, run: LiveRun) -> None:
-        turn, started_ms = run.turn, self._now_ms()
+        turn, started_ms = run.turn, run.started_ms
         run.allowance = allowance = Allowance(self._clock, self._slots, turn.timeout_seconds, lambda: self._cancel(run, _timeout(turn)))
         lease: Lease | None = None
         history: History | None = None
@@ -229,12 +176,12 @@ class LocalRuns:
                 lease = await self._lanes.acquire(session)
                 await self._slots.acquire()
                 allowance.held = True
+                self.spending.check(turn.agent, self._now_ms(), run.principal)  # those before it in the queue have used some
                 history = self._store.fresh(turn.session) if turn.stateless else await self._store.history(turn.session)
+                turn = run.turn = settled(turn, history)
                 await self._tell(run, [RunStarted(turn.run_id, session, turn.agent.id, started_ms)])
-                async with aclosing(self._thinker.think(turn, history, run)) as batches:
-                    async for batch in batches:
-                        run.take(batch)
-                        await self._tell(run, batch)
+                if (limit := await self._think(run, history)) is not None:
+                    await self._tell(run, run.ends(limit))
             except CancelledError as cancelled:
                 bare(cancelled)
                 run.error = run.why or RunAborted()
@@ -246,22 +193,24 @@ class LocalRuns:
                 run.error, outcome = GatewayError(), "error"
             run.committing = True
             allowance.stop()
-            said = run.said
+            said = run.close()
             if said and isinstance(run.error, GatewayError) and run.error.should_retry is None:
                 run.error.should_retry = False  # it has acted; the same again might do the same twice
             result = self._result(run, outcome, started_ms, history)
-            if lease is not None and history is not None and (said or not isinstance(run.error, InvalidRequest)):
+            if lease is not None and history is not None and (said or not isinstance(run.error, InvalidRequest | BudgetExceeded)):
                 try:
-                    await self._store.finish(turn, history, result, lease, said)
+                    await self._store.finish(turn, history, result, lease, said, run.principal.id)
+                    run.recorded = True
                 except GatewayError as error:
                     run.error, outcome = bare(error), "error"
                     result = self._result(run, outcome, started_ms, history)
-                    await self._release_claim(turn)
+                    if not said:  # what it did besides talking must not be done twice: then the key's answer is this error
+                        await self._release_claim(turn)
             else:
                 await self._release_claim(turn)
             # Told before the lane is free: whoever watches hears of this end before the next begins.
             del self._live[turn.run_id]
-            self._publish(run, [RunEnded(outcome, result.finish_reason, run.usage, result.ended_at_ms, run.error)])
+            self._publish(run, [RunEnded(outcome, result.finish_reason, result.usage, result.ended_at_ms, run.error)])
             self._end(run, result)
         finally:
             self._live.pop(turn.run_id, None)
@@ -269,6 +218,20 @@ class LocalRuns:
             run.allowance = None  # they know each other
             if lease is not None:
                 self._lanes.release(lease)
+
+    async def _think(self, run: LiveRun, history: History) -> str | None:
+        """Let it think, and tell what it says. The sentence about the limit that ended it before it was done, if one did."""
+        try:
+            async with aclosing(self._thinker.think(run.turn, history, run)) as batches:
+                async for batch in batches:
+                    await self._tell(run, run.take(batch))
+                    if run.account.passed is not None:
+                        return run.account.passed.sentence
+        except LimitReached as reached:
+            if run.model is None and (refusal := reached.refusal(self._now_ms())) is not None:
+                raise refusal from None
+            return bare(reached).message
+        return None
 
     async def _release_claim(self, turn: Turn) -> None:
         """Nothing was recorded, so the idempotency key is free again."""
@@ -297,13 +260,15 @@ class LocalRuns:
             text=run.text,
             started_at_ms=started_ms,
             ended_at_ms=self._now_ms(),
-            # A call that was not made (there are no tools, say) is no reason that a client knows.
-            finish_reason=("stop" if run.finish_reason == "tool_calls" else run.finish_reason) if outcome == "ok" else None,
-            usage=run.usage,
+            # A call that is not handed back is no reason that a client knows.
+            finish_reason=("stop" if run.finish_reason == "tool_calls" and not run.calls else run.finish_reason) if outcome == "ok" else None,
+            usage=run.account.usage,
             provider=model.provider if model is not None else None,
             model=model.model if model is not None else None,
             error_code=(error.code or "invalid_request") if isinstance(error, GatewayError) else None,
             error=error.message if isinstance(error, GatewayError) else None,
+            turns=tuple(run.account.turns) if len(run.account.turns) > 1 else (),
+            calls=run.calls if outcome == "ok" else (),
         )
 
     def _end(self, run: LiveRun, result: RunResult) -> None:
@@ -328,7 +293,7 @@ class LocalRuns:
         log.failure("run {run_id} could not be closed", failure=failure, run_id=run.turn.run_id)
         run.error = GatewayError()
         result = self._result(run, "error", self._now_ms(), None)
-        self._publish(run, [RunEnded("error", None, run.usage, result.ended_at_ms, run.error)])
+        self._publish(run, [RunEnded("error", None, result.usage, result.ended_at_ms, run.error)])
         self._end(run, result)
 
 

@@ -28,6 +28,10 @@ class SessionRow(msgspec.Struct, frozen=True):
     last_outcome: Outcome | None = None
     last_model: str | None = None
     last_usage: Usage | None = None
+    #: Of `input_tokens`, those that were read from and written to a provider's cache; and what all cost, in US dollars / 10^9.
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cost_nano: int = 0
     #: The first user message and the newest message, cut; only where the query asked.
     title: str | None = None
     preview: str | None = None
@@ -45,6 +49,8 @@ class SessionQuery(msgspec.Struct, frozen=True):
     search: str | None = None
     titles: bool = False
     previews: bool = False
+    #: Only those in this name space (core/reach.py).
+    space: str | None = None
 
 
 class EntryMeta(msgspec.Struct, frozen=True, omit_defaults=True):

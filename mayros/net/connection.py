@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to a server: a Protocol round httptools' C parser, one exchange at a time, and the response as its consumer sees it.
 
 Used through net/http.py. Everything the server sends is bounded: heads, chunk lines and trailers, and what is held for a slow consumer. No
-redirect, no cookie, no compression. Imports nothing of ours.
+redirect, no cookie, no compression. Imports net.upload.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
+
+from mayros.net.upload import LARGE, Upload
 
 HEAD_LIMIT = 64 * 1024  # bytes in a row that are not body: status line, headers, chunk lines, trailers
 UNREAD_LIMIT = 256 * 1024  # bytes of body nobody has asked for yet; above, the socket is paused
@@ -90,12 +92,13 @@ class Connection(protocol.Protocol):
         self._dropped = False  # closed by the server, without a word from us
         self._exchanges = 0
         self._busy = False
+        self._upload: Upload | None = None
         self.kept_since = 0.0  # for the pool
 
     # An exchange, as the pool drives it.
 
-    def send(self, *request: bytes) -> None:
-        """Begin an exchange: write the whole request, given in parts."""
+    def send(self, *request: bytes | memoryview) -> None:
+        """Begin an exchange: write the whole request, given in parts. A large one goes out piece by piece, as the socket takes it."""
         self._parser = HttpResponseParser(self)
         self.status, self.headers = 0, {}
         self._body: list[bytes] = []
@@ -107,7 +110,11 @@ class Connection(protocol.Protocol):
         # The one timer of the exchange: it compares with `_since`, so that nothing is done about it for each read.
         self._since = self._clock.seconds()
         self._timer = self._clock.callLater(min(self._pool.first_byte_timeout, self._pool.idle_timeout), self._check)
-        self.transport.writeSequence(request)
+        self._upload = None
+        if sum(map(len, request)) > LARGE:
+            self._upload = Upload(self.transport, request)
+        else:
+            self.transport.writeSequence([bytes(part) for part in request])  # which copies no bytes
 
     async def head(self) -> None:
         """Wait for status and headers. Raises BadResponse or FirstByteTimeout."""
@@ -314,7 +321,7 @@ class Connection(protocol.Protocol):
         """The exchange is over. The connection is kept where that is safe and closed at once otherwise, also after a cancel."""
         if not self._busy:
             return
-        if self._complete and self._reusable and self._lost is None:
+        if self._complete and self._reusable and self._lost is None and (self._upload is None or self._upload.done):
             self._busy = self._draining = False
             self._stop_timer()
             self._pool.keep(self)
@@ -340,6 +347,8 @@ def _plainly(error: BaseException | None) -> str:
     if isinstance(error, ConnectionLost):
         return "it broke off"
     reasons = error.args[0] if error is not None and error.args else ""
-    if isinstance(reasons, list):  # OpenSSL's way: a list of (library, function, reason)
-        return "TLS: " + ", ".join(str(reason[-1]) for reason in reasons)
+    if isinstance(reasons, list):  # OpenSSL's way: a list of (library, function, reason); service_identity's: what did not match
+        if all(isinstance(reason, tuple) for reason in reasons):
+            return "TLS: " + ", ".join(str(reason[-1]) for reason in reasons)
+        return "TLS: the certificate is for another host"
     return str(error)

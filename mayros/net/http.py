@@ -92,7 +92,7 @@ class Origin:
         self._factory = Factory.forProtocol(lambda: Connection(self))
         self._factory.noisy = False
 
-    async def post(self, path: bytes, body: bytes | tuple[bytes, ...], headers: bytes = b"") -> Connection:
+    async def post(self, path: bytes, body: bytes | tuple[bytes | memoryview, ...], headers: bytes = b"") -> Connection:
         """Send a request and wait for status and headers of its answer; use the result in `async with` at once.
 
         `body` may come in parts, which are put together only when they are sent. `path` comes after the origin's base path; `headers` are more
@@ -220,10 +220,12 @@ def origin_for(
     max_connections: int = 1024,
     keep: int = 256,
     ca_path: str | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> Origin:
     """The origin of an `http:` or `https:` URL, whose path is put before that of each request.
 
-    `ca_path`: a file of PEM certificates, trusted instead of the system's. Raises ConfigError for a URL, header or file that cannot be used.
+    `ca_path`: a file of PEM certificates, trusted instead of the system's. `environ`: where HTTPS_PROXY and NO_PROXY are looked up; None: no proxy.
+    Raises ConfigError for a URL, header, file or proxy that cannot be used.
     """
     try:
         url = urlsplit(base_url)
@@ -237,7 +239,8 @@ def origin_for(
         raise ConfigError(f"the URL {base_url!r} cannot be used: its path has characters that must be escaped")
     secure = url.scheme == "https"
     usual = 443 if secure else 80
-    endpoint = _endpoint(reactor, name, port or usual, connect_timeout)
+    endpoint = _way(reactor, name, port or usual, connect_timeout, ca_path, environ) if secure and environ else None
+    endpoint = endpoint or _endpoint(reactor, name, port or usual, connect_timeout)
     if secure:
         endpoint = _tls(name, ca_path, endpoint)
     shown = f"[{name}]" if ":" in name else name
@@ -261,6 +264,17 @@ def origin_for(
 def _without_user(url: str) -> str:
     """A URL without the name and password that may be in it."""
     return re.sub(r"//[^/?#]*@", "//***@", url)
+
+
+def _way(reactor: Any, host: str, port: int, timeout: float, ca_path: str | None, environ: Mapping[str, str]) -> IStreamClientEndpoint | None:
+    """The way through the proxy that the environment names for an https origin, if it does."""
+    from mayros.net.proxy import TunnelEndpoint, proxy_for
+
+    proxy = proxy_for(host, port, environ)
+    if proxy is None:
+        return None
+    endpoint = _endpoint(reactor, proxy.host, proxy.port, timeout)
+    return TunnelEndpoint(_tls(proxy.host, ca_path, endpoint) if proxy.secure else endpoint, proxy, host, port)
 
 
 def _endpoint(reactor: Any, host: str, port: int, timeout: float) -> IStreamClientEndpoint:

@@ -1,13 +1,17 @@
-"""Processes found by a variable that they inherit. Imports nothing of ours.
+"""Processes found by what they inherit. Imports nothing of ours.
 
 A process can leave its group and its session, and outlive who started it, but it keeps the environment it was started with, which Linux shows in
-/proc/*/environ. Where there is no /proc, nothing is found. The folder is read in a thread: a few hundred processes take some milliseconds.
+/proc/*/environ. What is started with an empty one (`env -i`) keeps its limits all the same: the limit of file locks, at which the kernel has not
+looked since 2004, is a number that says the same, in /proc/*/limits. Only who lowers that as well is not found, and what other programs start on
+request (cron, a container engine, `systemd-run`). Where there is no /proc, nothing is found. The folder is read in a thread: a few hundred processes
+take some milliseconds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import signal
 from collections.abc import Callable, Sequence
@@ -22,6 +26,7 @@ from twisted.python.failure import Failure
 VARIABLE = "MAYROS_EXEC_ID"
 KILL_GRACE = 2.0  # seconds from SIGTERM to SIGKILL, and how long SIGKILL is repeated
 LOOK_EVERY = 0.05
+_LOCKS = re.compile(rb"^Max file locks +\d+ +(\d+)", re.MULTILINE)
 
 log = Logger()
 
@@ -45,10 +50,33 @@ def pause(reactor: Reactor, seconds: float) -> Deferred[None]:
     return waiting
 
 
+class _Found(NamedTuple):
+    """How a process is marked. `mark`: its variable; `limit`: its limit of file locks, in hexadecimal. Each empty where it has none."""
+
+    mark: str
+    limit: str
+
+    def begins(self, prefix: str, digits: str) -> bool:
+        return self.mark.startswith(prefix) or self.limit.startswith(digits)
+
+
 class _Wanted(NamedTuple):
     prefix: str
     number: int
     group: int
+    #: Those whose marks begin so are let be.
+    spared: str | None
+
+
+def limit(mark: str) -> int:
+    """The limit of file locks that says the same as a mark."""
+    return int(_digits(mark), 16)
+
+
+def _digits(prefix: str) -> str:
+    """The first digits of the limits that go with marks which begin so."""
+    parts = zip(prefix.split("."), (5, 4, 6), strict=False)
+    return "4" + "".join(part[:size] for part, size in parts)
 
 
 class Marks:
@@ -63,32 +91,34 @@ class Marks:
         family = hashlib.sha256(f"{space}\0{os.path.realpath(state_dir)}".encode()).hexdigest()[:16]
         self.family = f"{family}."
         self.instance = f"{self.family}{secrets.token_hex(6)}."
+        self._count = 0
         self._asked: list[tuple[_Wanted, Deferred[int]]] = []
         self._looking = False
 
     def new(self) -> str:
-        """A mark for one more command."""
-        return self.instance + secrets.token_hex(8)
+        """A mark for one more command. Its first digits are counted, so that the limits differ, too."""
+        self._count = (self._count + 1) % (1 << 24)
+        return f"{self.instance}{self._count:06x}{secrets.token_hex(5)}"
 
-    def look(self, prefix: str, number: int = 0, group: int = 0) -> Deferred[int]:
+    def look(self, prefix: str, number: int = 0, group: int = 0, spared: str | None = None) -> Deferred[int]:
         """Send a signal (0: none) to all processes whose mark begins so. How many these are, with those of a process group (0: none); no zombies.
 
-        One look serves all who ask meanwhile.
+        One look serves all who ask meanwhile. `spared`: let those be whose mark begins so.
         """
         answer: Deferred[int] = Deferred()
-        self._asked.append((_Wanted(prefix, number, group), answer))
+        self._asked.append((_Wanted(prefix, number, group, spared), answer))
         if not self._looking:
             self._begin()
         return answer
 
-    async def clear(self, prefix: str, grace: float) -> int:
+    async def clear(self, prefix: str, grace: float, spared: str | None = None) -> int:
         """End all processes with such a mark: SIGTERM, and after `grace` seconds SIGKILL. How many there were at first."""
         deadline = self._reactor.seconds() + grace
-        first = left = await self.look(prefix, signal.SIGTERM)
+        first = left = await self.look(prefix, signal.SIGTERM, spared=spared)
         while left:
             await pause(self._reactor, LOOK_EVERY)
             now = self._reactor.seconds()
-            left = await self.look(prefix, signal.SIGKILL if now >= deadline else 0)
+            left = await self.look(prefix, signal.SIGKILL if now >= deadline else 0, spared=spared)
             if left and now > deadline + KILL_GRACE:
                 log.warn("{left} processes of a command could not be ended", left=left)
                 break
@@ -96,8 +126,7 @@ class Marks:
 
     async def sweep(self, grace: float = KILL_GRACE) -> int:
         """End what earlier gateways of this state directory left running; how many processes that were."""
-        found = await self._thread(_instances, self.family)
-        return sum([await self.clear(instance, grace) for instance in sorted(found - {self.instance})])
+        return await self.clear(self.family, grace, spared=self.instance)
 
     def _thread(self, function: Callable[..., Any], *args: object) -> Deferred[Any]:
         reactor: Any = self._reactor
@@ -129,14 +158,19 @@ def _numbers() -> list[str]:
     return [name for name in names if name.isdigit() and name != own]
 
 
-def _mark(pid: str) -> str:
+def _marked(pid: str) -> _Found:
+    """How a process is marked; not at all where it is gone, or another user's."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            found = b"\0" + file.read()
-    except OSError:  # gone, or another user's
-        return ""
-    _, given, rest = found.partition(f"\0{VARIABLE}=".encode())
-    return rest.partition(b"\0")[0].decode("ascii", "replace") if given else ""
+            environ = b"\0" + file.read()
+        if len(environ) == 1 and not _group(pid):  # a zombie has limits still
+            return _Found("", "")
+        with open(f"/proc/{pid}/limits", "rb") as file:
+            hard = _LOCKS.search(file.read())
+    except OSError:
+        return _Found("", "")
+    _, given, rest = environ.partition(f"\0{VARIABLE}=".encode())
+    return _Found(rest.partition(b"\0")[0].decode("ascii", "replace") if given else "", f"{int(hard[1]):016x}" if hard else "")
 
 
 def _group(pid: str) -> int:
@@ -149,32 +183,30 @@ def _group(pid: str) -> int:
     return 0 if state in (b"Z", b"X") else int(group)
 
 
-def _instances(family: str) -> set[str]:
-    found = [mark for pid in _numbers() if (mark := _mark(pid)).startswith(family)]
-    return {".".join(mark.split(".")[:2]) + "." for mark in found}
-
-
 def _look(asked: Sequence[_Wanted]) -> list[int]:
     counts = [0] * len(asked)
     groups = any(wanted.group for wanted in asked)
+    digits = [_digits(wanted.prefix) for wanted in asked]
     for pid in _numbers():
-        mark, group = _mark(pid), _group(pid) if groups else 0
+        found, group = _marked(pid), _group(pid) if groups else 0
         for index, wanted in enumerate(asked):
-            if mark.startswith(wanted.prefix):
+            if found.begins(wanted.prefix, digits[index]):
+                if wanted.spared is not None and found.begins(wanted.spared, _digits(wanted.spared)):
+                    continue
                 counts[index] += 1
                 if wanted.number:
-                    _send(pid, mark, wanted.number)
+                    _send(pid, found, wanted.number)
             elif group and group == wanted.group:
                 counts[index] += 1
     return counts
 
 
-def _send(pid: str, mark: str, number: int) -> None:
-    """Signal the process that has this mark, and no other that came to have its number."""
+def _send(pid: str, found: _Found, number: int) -> None:
+    """Signal the process that is marked so, and no other that came to have its number."""
     try:
         handle = os.pidfd_open(int(pid))
         try:
-            if _mark(pid) == mark:
+            if _marked(pid) == found:
                 signal.pidfd_send_signal(handle, number)
         finally:
             os.close(handle)

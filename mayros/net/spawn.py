@@ -5,7 +5,7 @@ What `spawnProcess` alone does not give:
 - The command leads a session and a process group of its own, so one signal reaches all that it started: through setsid(1), for there is no place
   in the child to do it (Twisted starts it with posix_spawn, which costs 2 ms where a fork of a large gateway costs 15; a terminal needs the fork).
 - Its end is reported when the command itself ends, not when the last holder of its output does, which with `server & echo ok` may be never.
-- What left the group (daemons), and what a gateway that died left behind, is found by its mark.
+- What left the group (daemons), and what a gateway that died left behind, is found by its marks: a variable, and a limit that `env -i` keeps.
 - It gets SIGTERM when the gateway dies, through setpriv(1) where there is one.
 - Its environment is made from a list of allowed names.
 """
@@ -123,9 +123,9 @@ class Spawner:
         self.used = True
         mark = self.marks.new()
         started = Command(self, mark, on_output, can_write=pty or stdin, pty=pty)
-        # The folder is entered in the child: asked to do it, Twisted would fork.
-        script = 'exec 2>&1; cd -- "$1" || exit 126; exec /bin/sh -c "$2"'
-        argv = [*([] if pty else self._leader), *self._death, "/bin/sh", "-c", script, "sh", cwd, command]
+        # The folder is entered in the child: asked to do it, Twisted would fork. Shells call the limit of file locks -w or -x, or do not have it.
+        script = '{ ulimit -w "$3" || ulimit -x "$3"; } 2> /dev/null; exec 2>&1; cd -- "$1" || exit 126; exec /bin/sh -c "$2"'
+        argv = [*([] if pty else self._leader), *self._death, "/bin/sh", "-c", script, "sh", cwd, command, str(marks.limit(mark))]
         env = {**env, marks.VARIABLE: mark}
         if pty:
             self.reactor.spawnProcess(started, argv[0], argv, env, usePTY=True)

@@ -18,7 +18,7 @@ LOCK_FILE = "gateway.lock"
 #: What only this gateway puts into a state directory, or what it shares with the original by name.
 _MARKERS = frozenset({TOKEN_FILE, LOCK_FILE, "mayros.json"})
 #: Folders that commands (`mayros setup`, `mayros models install`, a client's identity) may have made before the first start.
-_OWN = frozenset({"workspace", "models", "logs", "identity"})
+_OWN = frozenset({"workspace", "models", "logs", "identity", "keys"})
 _OPEN_FILES_MAX = 1 << 20
 
 

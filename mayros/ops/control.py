@@ -1,60 +1,54 @@
-"""The configuration in force, and the one way to change its file. Implements core.ports.ConfigControl. Imports core, config, net and ops.logs.
+"""The configuration in force, and the one way to change its file or read it again. Implements core.config_ports.ConfigControl. Imports core, config.
 
 A write reads the file, lets the caller change its tree, makes the smallest change of the text, reads the result as a start would, and only then
-replaces the file. Reading and writing happen in a thread, one write at a time. `agents` is in force at once; everything else waits for a restart.
+replaces the file. Reading and writing happen in a thread, one after the other. What is hot (config/reloadable.py) is in force at once; the rest waits
+for a restart, and is told of as long as it waits. A file that cannot be used changes nothing.
 """
 
 from __future__ import annotations
 
 import copy
-import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-import msgspec
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mayros.config.edit import rewrite, same
+from mayros.config.change import STALE, ConfigText, compose, merged, read_text, store, where, whole
+from mayros.config.edit import same
 from mayros.config.load import Loaded, load, refuse_unsupported
+from mayros.config.reloadable import WITH_MODE, differing, in_force
 from mayros.config.schema import Config
-from mayros.config.show import effective, redact, redact_text, secrets_of
-from mayros.config.source import MAX_FILE, Reader, join, parse, read_file
-from mayros.core.config_ports import Applied, ConfigIssue, ConfigSource, ConfigView, NotInFile
+from mayros.config.secret import AuthSecret
+from mayros.config.source import read_file
+from mayros.config.stamps import Stamp, stamp
+from mayros.core.config_ports import Applied, Change, ConfigSource, ConfigState, ConfigView, InvalidConfig, Merge, NotInFile, Whole
 from mayros.core.routing import Settings
-from mayros.errors import ConfigError, InvalidRequest, StorageUnavailable, Unavailable
-from mayros.net.files import write_atomic
-from mayros.ops.logs import Redactor
+from mayros.errors import ConfigError, InvalidRequest, StartError, Unavailable
+from mayros.ops.view import issue_of, view
 
 log = Logger()
 
 #: Writes that wait for their turn; more are refused.
 MAX_WAITING = 64
-STALE = "config changed since last load; re-run config.get and retry"
-_NOTHING = object()
-_ISSUE = re.compile(r"([A-Za-z$][\w$.\[\]\"/-]*): (.+)", re.DOTALL)
+#: The whole configuration, as a key path to be held.
+EVERYTHING = frozenset(("",))
 
-Edit = Callable[[dict[str, Any]], None]
+#: How a key of a provider is told of that changed in a file of its own.
+_KEYS = "auth.profiles (keys)"
 
-
-class _File(msgspec.Struct, frozen=True):
-    """The file as one reading found it; `data` None: there is none."""
-
-    data: bytes | None
-    tree: dict[str, Any]
-
-    @property
-    def hash(self) -> str:
-        return sha256(self.data or b"").hexdigest()
+#: The secret of a configuration with this environment; None: nobody asks for one. Blocks; raises StartError.
+FindSecret = Callable[[Config, Mapping[str, str]], AuthSecret | None]
 
 
 class ConfigFile:
-    """See core.ports.ConfigControl.
+    """See core.config_ports.ConfigControl.
 
-    `in_thread` runs a function off the reactor. `accept` sees what is about to be in force and raises ConfigError where it cannot be.
+    `in_thread` runs a function off the reactor. `accept` sees what is about to be in force and raises ConfigError where it cannot be. `redact` hides
+    the secrets that the program knows; it and `find_secret` are called in threads.
     """
 
     def __init__(
@@ -63,13 +57,20 @@ class ConfigFile:
         in_thread: Callable[..., Deferred[Any]],
         now_ms: Callable[[], int],
         accept: Callable[[Settings], None] = lambda settings: None,
+        redact: Callable[[str], str] = str,
+        find_secret: FindSecret = lambda config, environ: None,
     ) -> None:
         self.current = settings
+        #: What the files were when they were read last, well or not.
+        self.files: Mapping[str, Stamp] = settings.files or {settings.config_path: None}
+        self.state = ConfigState(settings.loaded_at_ms)
+        #: Hears of each reading that could be used.
+        self.applied: Callable[[Applied], None] = lambda applied: None
         self._path = settings.config_path
-        self._in_thread, self._now_ms, self._accept = in_thread, now_ms, accept
+        self._in_thread, self._now_ms, self._accept, self._redact, self._find_secret = in_thread, now_ms, accept, redact, find_secret
         self._callbacks: list[Callable[[Settings], None]] = []
-        self._waiting: deque[tuple[Edit, str | None, Deferred[Applied]]] = deque()
-        self._writing = False
+        self._waiting: deque[tuple[Callable[[], Coroutine[Any, Any, Applied]], Deferred[Applied]]] = deque()
+        self._working = False
 
     async def source(self) -> ConfigSource:
         """See ConfigControl."""
@@ -81,33 +82,42 @@ class ConfigFile:
 
     async def view(self) -> ConfigView:
         """See ConfigControl."""
-        shown: ConfigView = await self._in_thread(_view, self.current)
+        shown: ConfigView = await self._in_thread(view, self.current, self._redact)
         return shown
 
-    def write(self, edit: Edit, base_hash: str | None = None) -> Deferred[Applied]:
+    def write(self, change: Change, base_hash: str | None = None) -> Deferred[Applied]:
         """See ConfigControl."""
-        if len(self._waiting) >= MAX_WAITING:
-            return fail(Unavailable("Too many changes of the configuration are waiting. Try again shortly."))
-        # The canceller does nothing: what was asked for is done, whoever still waits for the answer.
-        answer: Deferred[Applied] = Deferred(lambda _: None)
-        self._waiting.append((edit, base_hash, answer))
-        if not self._writing:
-            self._writing = True
-            Deferred.fromCoroutine(self._work()).addErrback(lambda failure: log.failure("writing the configuration", failure=failure))
-        return answer
+        return self._queue(lambda: self._write(change, base_hash))
+
+    def reload(self, *, hold: bool = False) -> Deferred[Applied]:
+        """See ConfigControl."""
+        return self._queue(lambda: self._reload(hold))
 
     def changed(self, callback: Callable[[Settings], None]) -> Callable[[], None]:
         """See ConfigControl."""
         self._callbacks.append(callback)
         return lambda: self._callbacks.remove(callback)
 
+    # One after the other.
+
+    def _queue(self, work: Callable[[], Coroutine[Any, Any, Applied]]) -> Deferred[Applied]:
+        if len(self._waiting) >= MAX_WAITING:
+            return fail(Unavailable("Too many changes of the configuration are waiting. Try again shortly."))
+        # The canceller does nothing: what was asked for is done, whoever still waits for the answer.
+        answer: Deferred[Applied] = Deferred(lambda _: None)
+        self._waiting.append((work, answer))
+        if not self._working:
+            self._working = True
+            Deferred.fromCoroutine(self._work()).addErrback(lambda failure: log.failure("changing the configuration", failure=failure))
+        return answer
+
     async def _work(self) -> None:
         try:
             while self._waiting:
-                edit, base_hash, answer = self._waiting.popleft()
+                work, answer = self._waiting.popleft()
                 outcome: Applied | Failure
                 try:
-                    outcome = await self._write(edit, base_hash)
+                    outcome = await work()
                 except Exception:  # noqa: BLE001  whatever it is, it is the answer
                     outcome = Failure()
                 if not answer.called:
@@ -115,49 +125,88 @@ class ConfigFile:
                 elif isinstance(outcome, Failure) and not outcome.check(InvalidRequest):
                     log.failure("a change of the configuration failed after its client had left", failure=outcome)
         finally:
-            self._writing = False
+            self._working = False
 
-    async def _write(self, edit: Edit, base_hash: str | None) -> Applied:
-        old = self.current
+    async def _write(self, change: Change, base_hash: str | None) -> Applied:
+        old, stamps = self.current, dict[str, Stamp]()
+        text = change.text if isinstance(change, Whole) else None
         try:
-            file: _File = await self._in_thread(_read, self._path)
+            file: ConfigText = await self._in_thread(read_text, self._path)
             if base_hash is not None and base_hash != file.hash:
                 raise InvalidRequest(STALE)
-            tree = copy.deepcopy(file.tree)
+            tree = await self._changed(change, file)
             try:
-                edit(tree)
-            except NotInFile as error:
-                raise InvalidRequest(await self._in_thread(_where, self._path, file.tree, error.keys)) from None
-            try:
-                if same(tree, file.tree):
-                    return Applied(file.hash)
+                if text is None and same(tree, file.tree):
+                    return Applied(file.hash, restart=self.state.restart)
             except UnicodeEncodeError:
                 raise InvalidRequest("half a surrogate pair is not a character") from None
-            data, loaded = await self._in_thread(_compose, old, file, tree)
-            new, restart = self._judge(old, loaded)
-            await self._in_thread(_store, self._path, file.data, data)
-        except ConfigError as error:
-            raise InvalidRequest(f"invalid config: {error}") from None
-        self.current = new
-        for callback in tuple(self._callbacks):
-            with log.failuresHandled("while telling of a new configuration"):
-                callback(new)
-        hot = tuple(_differing(old.config, new.config))
-        log.info("{path} was changed: {hot} in force, {restart} after a restart", path=self._path, hot=_listed(hot), restart=_listed(restart))
-        return Applied(sha256(data).hexdigest(), hot, restart)
+            data, loaded = await self._in_thread(compose, self._path, old.environ, old.state_dir, file, tree, text, stamps)
+            new, restart = self._judge(loaded, await self._in_thread(self._find_secret, loaded.config, old.environ))
+            stamps[self._path] = await self._in_thread(_stored, self._path, file.data, data)
+        except StartError as error:
+            raise self._invalid(error) from None
+        self.files = stamps
+        return self._take(new, restart, sha256(data).hexdigest())
 
-    def _judge(self, old: Settings, loaded: Loaded) -> tuple[Settings, tuple[str, ...]]:
-        """What would be in force after a write, and the paths of what would not. Raises ConfigError."""
-        self._build(loaded.config, loaded)
-        agents, replace = loaded.config.agents, msgspec.structs.replace
-        # The slots for runs are made at the start.
-        slots = old.config.agents.defaults.max_concurrent
-        config = replace(old.config, agents=replace(agents, defaults=replace(agents.defaults, max_concurrent=slots)))
-        new = self._build(config, loaded)
-        self._accept(new)
-        return new, tuple(_differing(config, loaded.config))
+    async def _changed(self, change: Change, file: ConfigText) -> dict[str, Any]:
+        """The tree that the file shall have."""
+        tree: dict[str, Any]
+        if isinstance(change, Whole):
+            tree = await self._in_thread(whole, self._path, change.text, file.tree)
+        elif isinstance(change, Merge):
+            tree = await self._in_thread(merged, change.text, file.tree)
+        else:
+            tree = copy.deepcopy(file.tree)
+            try:
+                change(tree)
+            except NotInFile as error:
+                raise InvalidRequest(await self._in_thread(where, self._path, file.tree, error.keys)) from None
+        return tree
 
-    def _build(self, config: Config, loaded: Loaded) -> Settings:
+    async def _reload(self, hold: bool) -> Applied:
+        old, stamps = self.current, dict[str, Stamp]()
+        try:
+            loaded, secret = await self._in_thread(self._read, old, stamps)
+            new, restart = self._judge(loaded, secret, EVERYTHING if hold else frozenset())
+        except StartError as error:
+            self._count("failed", problem=self._redact(str(error)), problem_at_ms=self._now_ms())
+            log.error("{problem}; the configuration of before stays in force", problem=self.state.problem)
+            raise self._invalid(error) from None
+        finally:
+            self.files = stamps
+        for warning in loaded.warnings:
+            if warning not in old.warnings:
+                log.warn("{text}", text=warning)
+        return self._take(new, restart)
+
+    def _read(self, old: Settings, stamps: dict[str, Stamp]) -> tuple[Loaded, AuthSecret | None]:
+        """In a thread: the file as a start would read it."""
+        loaded = load(self._path, old.environ, state_dir=old.state_dir, stamps=stamps)
+        if not loaded.exists and old.files.get(self._path) is not None:
+            raise ConfigError(f"{self._path} is gone")
+        refuse_unsupported(loaded.config, loaded.raw)
+        return loaded, self._find_secret(loaded.config, old.environ)
+
+    def _judge(self, loaded: Loaded, secret: AuthSecret | None, held: frozenset[str] = frozenset()) -> tuple[Settings, tuple[str, ...]]:
+        """What would be in force with this reading, and the paths of what would not. Raises ConfigError."""
+        old = self.current
+        self._build(loaded.config, loaded, secret)
+        running = old.secret
+        if running is not None and secret is not None and (secret.mode != running.mode or (secret.value is None and running.value is not None)):
+            # Another way in is another start: what belongs to the old one stays together.
+            held, secret = held | WITH_MODE, running
+        config = in_force(old.config, loaded.config, held)
+        if held == EVERYTHING:
+            new = old
+        else:
+            new = self._build(config, loaded, secret)
+            self._accept(new)
+        waiting = [*differing(config, loaded.config), *differing(old.variables or {}, loaded.raw.get("env") or {}, "env")]
+        if new is old and dict(old.keys) != dict(loaded.keys):
+            waiting.append(_KEYS)
+        return new, tuple(waiting)
+
+    def _build(self, config: Config, loaded: Loaded, secret: AuthSecret | None) -> Settings:
         old = self.current
         return Settings.build(
             config,
@@ -166,134 +215,51 @@ class ConfigFile:
             environ=old.environ,
             now_ms=self._now_ms(),
             warnings=loaded.warnings,
+            keys=loaded.keys,
+            files=loaded.stamps,
+            variables=old.variables,
+            secret=secret,
         )
 
+    def _take(self, new: Settings, restart: tuple[str, ...], hash: str = "") -> Applied:
+        """Put it in force."""
+        old = self.current
+        hot = tuple(differing(old.config, new.config))
+        if dict(old.keys) != dict(new.keys):
+            hot += (_KEYS,)
+        if old.secret != new.secret and not any(path.startswith("gateway.auth.") for path in hot):
+            hot += ("gateway.auth (secret)",)
+        told = restart != self.state.restart
+        self._count("ok" if hot or told else "unchanged", restart=restart, problem=None, problem_at_ms=None)
+        if hot:
+            self.state = ConfigState(new.loaded_at_ms, restart, reloads=self.state.reloads)
+            self.current = new
+            for callback in tuple(self._callbacks):
+                with log.failuresHandled("while telling of a new configuration"):
+                    callback(new)
+        applied = Applied(hash, hot, restart)
+        self.applied(applied)
+        if hot or told:
+            log.info("{path} was changed: {hot} in force, {restart} after a restart", path=self._path, hot=_listed(hot), restart=_listed(restart))
+        return applied
 
-def _differing(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """The key paths at which two configurations differ; a list counts as one value."""
-    if isinstance(old, msgspec.Struct) and type(old) is type(new):
-        for name, shown in zip(old.__struct_fields__, old.__struct_encode_fields__, strict=True):
-            yield from _differing(getattr(old, name), getattr(new, name), join(path, shown))
-    elif isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            yield from _differing(old.get(key), new.get(key), join(path, key))
-    elif old != new:
-        yield path
+    def _count(self, outcome: str, **changes: Any) -> None:
+        before = self.state
+        reloads = {**before.reloads, outcome: before.reloads.get(outcome, 0) + 1}
+        known = {"loaded_at_ms": before.loaded_at_ms, "restart": before.restart, "reloads": reloads}
+        self.state = ConfigState(**{**known, **changes})
+
+    def _invalid(self, error: StartError) -> InvalidConfig:
+        text = self._redact(str(error))
+        return InvalidConfig(f"invalid config: {text}", issue_of(text, self._path))
+
+
+def _stored(path: str, before: bytes | None, after: bytes) -> Stamp:
+    """In a thread: replace the file, and give its stamp; None where somebody else has replaced it since. Raises what `store` does."""
+    store(path, before, after)
+    taken = stamp(path)
+    return taken if read_file(path) == after else None
 
 
 def _listed(paths: Sequence[str]) -> str:
     return ", ".join(paths) or "nothing"
-
-
-# The rest runs in a thread.
-
-
-def _read(path: str) -> _File:
-    data = read_file(path)
-    return _File(None, {}) if data is None else _parsed(path, data)
-
-
-def _parsed(path: str, data: bytes) -> _File:
-    tree = parse(data, path)
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: the file must hold one object")
-    return _File(data, tree)
-
-
-def _compose(settings: Settings, file: _File, tree: dict[str, Any]) -> tuple[bytes, Loaded]:
-    """The new bytes, and what a start would read in them. Raises ConfigError."""
-    path = settings.config_path
-    reader = Reader(path)
-    for keys in _changed(file.tree, tree, ()):
-        if "$include" in keys:
-            raise ConfigError(f"{path}: $include is not changed by programs; edit the file by hand")
-        if (included := reader.source_of(file.tree, keys)) is not None:
-            raise ConfigError(f"{'.'.join(keys)} comes from {included}, which {path} includes; change it there")
-    text = "{}\n" if file.data is None else file.data.decode("utf-8")
-    data = rewrite(text, tree, path).encode()
-    if len(data) > MAX_FILE:
-        raise ConfigError(f"{path}: the file would be larger than {MAX_FILE >> 20} MB")
-    loaded = load(path, settings.environ, state_dir=settings.state_dir, data=data)
-    refuse_unsupported(loaded.config, loaded.raw)
-    return data, loaded
-
-
-def _changed(before: Any, after: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The keys of each value that is another, new or gone; a list counts as one value."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in {**before, **after}:
-            was, becomes = before.get(key, _NOTHING), after.get(key, _NOTHING)
-            if was is _NOTHING and isinstance(becomes, dict) and becomes:
-                was = {}
-            elif becomes is _NOTHING and isinstance(was, dict) and was:
-                becomes = {}
-            yield from _changed(was, becomes, (*keys, key))
-    elif before is _NOTHING or after is _NOTHING or not same(before, after):
-        yield keys
-
-
-def _where(path: str, tree: dict[str, Any], keys: tuple[str, ...]) -> str:
-    """Why a value cannot be changed in the file."""
-    included = Reader(path).source_of(tree, keys)
-    if included is None:
-        return f"{'.'.join(keys)} in {path} is not what the gateway read: the file was changed since it was started"
-    return f"{'.'.join(keys)} comes from {included}, which {path} includes; change it there"
-
-
-def _store(path: str, before: bytes | None, after: bytes) -> None:
-    if read_file(path) != before:
-        raise InvalidRequest(STALE)
-    try:
-        write_atomic(path, after)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise StorageUnavailable(f"{path} cannot be written: {reason}") from None
-
-
-def _view(settings: Settings) -> ConfigView:
-    path = settings.config_path
-    file = _File(None, {})
-    raw: str | None = None
-    resolved: dict[str, Any] = {}
-    config: dict[str, Any] = {}
-    issues, warnings = [], []
-    try:
-        file = _File(read_file(path), {})
-        if file.data is not None:
-            file = _parsed(path, file.data)
-            raw = _raw(file, ())
-        loaded = load(path, settings.environ, state_dir=settings.state_dir, data=file.data or b"{}")
-        refuse_unsupported(loaded.config, loaded.raw)
-        resolved, config = redact(loaded.raw), redact(effective(loaded.config))
-        warnings = [_issue(warning, path) for warning in loaded.warnings]
-        raw = _raw(file, secrets_of(loaded.raw))
-    except ConfigError as error:
-        issues.append(_issue(str(error), path))
-    return ConfigView(
-        path=path,
-        exists=file.data is not None,
-        hash=file.hash,
-        raw=raw,
-        parsed=redact(file.tree),
-        resolved=resolved,
-        config=config,
-        valid=not issues,
-        issues=tuple(issues),
-        warnings=tuple(warnings),
-    )
-
-
-def _raw(file: _File, secrets: Iterable[str]) -> str | None:
-    """The text with its secrets hidden; None where this cannot be done for certain."""
-    if file.data is None:
-        return None
-    try:
-        return redact_text(file.data.decode("utf-8"), Redactor((*secrets, *secrets_of(file.tree))))
-    except (ConfigError, ValueError):
-        return None
-
-
-def _issue(text: str, path: str) -> ConfigIssue:
-    text = text.removeprefix(f"{path}: ")
-    found = _ISSUE.fullmatch(text)
-    return ConfigIssue(found[1], found[2]) if found is not None else ConfigIssue("", text)

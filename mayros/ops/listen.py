@@ -17,17 +17,22 @@ from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.unix import Port as UnixPort
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from mayros.config.schema import Gateway
 from mayros.errors import StartError
+from mayros.ops.systemd import Passed
 
 BACKLOG = 1024
 #: What the kernel holds for a client besides what is on its way to it. Left alone it takes up to 4 MB before it says that a client is slow.
 UNSENT_BYTES = 128 << 10
+#: Of sockets that are passed to us.
+_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 #: An endpoint string that says a mode or a backlog of its own.
 _MODE = re.compile(r"(?<!\\):mode=")
 _BACKLOG = re.compile(r"(?<!\\):backlog=")
@@ -69,12 +74,33 @@ def configured(reactor: Any, gateway: Gateway, port: int) -> list[IStreamServerE
     return [kind(reactor, port, backlog=BACKLOG, interface=host)]
 
 
+@implementer(IStreamServerEndpoint)
+class HeldUnix:
+    """A listening unix socket that somebody else made and goes on holding, under the descriptor `fd`.
+
+    Twisted's own endpoint for such a one sets its mode to 666, makes its backlog 50 and removes it at the end, none of which is ours to do.
+    """
+
+    def __init__(self, reactor: Any, fd: int) -> None:
+        self._reactor, self._fd = reactor, fd
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """See IStreamServerEndpoint."""
+        port: Any = UnixPort._fromListeningDescriptor(self._reactor, self._fd, factory)
+        # Without a path it leaves the file alone; and the socket itself must go on listening, for the next process.
+        port._bindPath, port.backlog, port._shouldShutdown = b"\0", BACKLOG, False
+        port.startListening()
+        os.close(self._fd)
+        return succeed(port)
+
+
 class Listeners:
     """The open ports."""
 
     def __init__(self) -> None:
         self.ports: list[IListeningPort] = []
         self._secure: list[IListeningPort] = []
+        self._adopted: list[IListeningPort] = []
 
     def open(self, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, what: str, secure: bool = False) -> IListeningPort:
         """Listen, or raise StartError: status 1 where the address is taken, else 78. `secure`: the endpoint speaks TLS."""
@@ -103,6 +129,22 @@ class Listeners:
         if reason not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH):
             raise _refused(outcome[0], f"port {port} on ::1")
 
+    def adopt(self, reactor: Any, factory: IProtocolFactory, sockets: Sequence[Passed]) -> None:
+        """Listen on sockets that somebody else has opened and goes on holding. Raises StartError (78) for what is no listening socket."""
+        for fd, name in sockets:
+            what = f"the socket {name or fd} of the service manager"
+            try:
+                # Only to look at it. The port makes a copy of its own, and the endpoint closes this one.
+                with socket.socket(fileno=os.dup(fd)) as looked:
+                    family, listens = looked.family, looked.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                    if not listens or looked.type != socket.SOCK_STREAM or family not in _FAMILIES:
+                        raise StartError(f"{what} is no listening stream socket (TCP or unix).")
+                    looked.setblocking(False)
+            except OSError as error:
+                raise StartError(f"{what} cannot be used: {error.strerror}.") from error
+            held = HeldUnix(reactor, fd) if family == socket.AF_UNIX else AdoptedStreamServerEndpoint(reactor, fd, family)
+            self._adopted.append(self.open(held, factory, what))
+
     def _keep(self, port: Any) -> None:
         """An open port. What is set on a TCP port here holds for each of its connections, at no cost to them."""
         self.ports.append(port)
@@ -116,6 +158,12 @@ class Listeners:
         return [host for port in self.ports if (host := _host(port)) is not None]
 
     @property
+    def tcp_ports(self) -> set[int]:
+        """The TCP ports listened on."""
+        addresses: list[Any] = [port.getHost() for port in self.ports]
+        return {address.port for address in addresses if not isinstance(address, UNIXAddress)}
+
+    @property
     def urls(self) -> Sequence[str]:
         """Where clients connect."""
         return [_url(port, "https" if port in self._secure else "http") for port in self.ports]
@@ -125,6 +173,15 @@ class Listeners:
         for host in self.hosts:
             if auth_mode == "none" and not ip_address(host.partition("%")[0]).is_loopback:
                 raise StartError(f"Refusing to listen on {host} with gateway.auth.mode none: set a token or a password, or bind to loopback.")
+        for path in self._open_to_others if auth_mode == "none" else ():
+            raise StartError(f"Refusing to listen on {path}, which every user can connect to, with gateway.auth.mode none: give it SocketMode=0600.")
+
+    @property
+    def _open_to_others(self) -> list[str]:
+        """Adopted unix sockets that every user can connect to: systemd gives them mode 666 unless their unit says another. Ours have 600."""
+        addresses: list[Any] = [port.getHost() for port in self._adopted]
+        paths = [os.fsdecode(address.name) for address in addresses if isinstance(address, UNIXAddress) and address.name]
+        return [path for path in paths if path.startswith("\0") or os.stat(path).st_mode & 0o002]
 
     def close(self) -> Deferred[Any]:
         """Stop listening; fires when every port is closed."""

@@ -1,7 +1,7 @@
 """What all adapters that speak HTTP have in common: connections, keys, refusals, and the loop from bytes to events.
 
 A vendor's adapter is a subclass with a path, headers, a request builder and a decoder, all of them pure; nothing here knows a vendor. Imports
-core, errors, events, net.http and providers.failures.
+core, errors, events, net.http and, of providers, failures, reading and refused.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any, Protocol, Self
 
+from msgspec.structs import replace
+
 from mayros.core.models import Credential, Provider
 from mayros.core.ports import ModelRequest
 from mayros.errors import UpstreamError
 from mayros.events import Event
 from mayros.net.http import Connection, Failed, Origin, header_lines, origin_for
-from mayros.providers.failures import BODY_LIMIT, Redactor, client_failure, refusal
+from mayros.net.redact import Redactor
+from mayros.providers.failures import BODY_LIMIT, Malformed, client_failure, refusal
+from mayros.providers.reading import TEXT_LIMIT
+from mayros.providers.refused import named_parameter
+from mayros.wire.lift import lighten
 
-TEXT_LIMIT = 8 << 20  # characters of one model turn, reasoning and arguments included
 #: How many parameters are dropped from one request, one after the other.
 MOST_DROPS = 4
 
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_SECRET_NAME = re.compile(r"auth|key|token|secret|cookie", re.IGNORECASE)
 #: How servers say that they do not know a parameter, as against one whose value they do not like.
 _UNKNOWN = re.compile(
     rb"unsupported|not supported|does not support|unknown|unrecogni[sz]ed|unexpected|not permitted|not allowed|extra (?:fields|inputs)"
@@ -61,8 +65,7 @@ class HttpAdapter:
 
     def __init__(self, provider: Provider, origin: Origin, secrets: Iterable[str] = (), now: Callable[[], float] = time.time) -> None:
         self._provider, self._origin, self._now = provider, origin, now
-        hidden = [value for name, value in provider.headers.items() if _SECRET_NAME.search(name) or len(value) >= 20]
-        self._redact = Redactor([provider.key, *[one.key for one in provider.credentials], *hidden, *secrets])
+        self._redact = Redactor([provider.key, *[one.key for one in provider.credentials], *provider.headers.values(), *secrets])
         self._written: dict[str | None, bytes] = {}
         #: By model: parameters that its server refuses.
         self._dropped: dict[str, frozenset[str]] = {}
@@ -72,8 +75,9 @@ class HttpAdapter:
         return f"<{type(self).__name__} {self._provider.id}>"
 
     @classmethod
-    def connect(cls, provider: Provider, reactor: Any, secrets: Iterable[str] = ()) -> Self:
-        """The adapter with connections of its own. Raises ConfigError for a URL, header or certificate file that cannot be used."""
+    def connect(cls, provider: Provider, reactor: Any, secrets: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> Self:
+        """The adapter with connections of its own, through the proxy that `environ` names. Raises ConfigError for a URL, header, certificate file or
+        proxy that cannot be used."""
         origin = origin_for(
             provider.base_url,
             {},
@@ -83,6 +87,7 @@ class HttpAdapter:
             idle_timeout=provider.limits.idle,
             max_connections=provider.max_connections,
             ca_path=provider.ca_path,
+            environ=environ,
         )
         return cls(provider, origin, secrets)
 
@@ -108,6 +113,10 @@ class HttpAdapter:
         """Parameters that an answer may be had without (or under another name): a 400 that names one as unknown drops it, once and for the model."""
         return ()
 
+    def instead(self, request: ModelRequest, body: bytes, dropped: frozenset[str]) -> str | None:
+        """Another way to ask after a 400 with this body, as a mark that `body` finds in `dropped` from then on; None: there is none."""
+        return None
+
     def decoder(self, request: ModelRequest) -> StreamDecoder:
         """A fresh one for the answer."""
         raise NotImplementedError
@@ -119,43 +128,55 @@ class HttpAdapter:
         self._origin.close()
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
-        """See ports.ModelProvider."""
-        decoder = self.decoder(request)
-        try:
-            async with await self._open(request) as response:
-                kind = response.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-                if kind in (b"text/event-stream", b""):
-                    async for piece in response:
-                        events = decoder.feed(piece)
-                        if decoder.done and decoder.complete:
-                            response.settle()
-                        if events:
-                            yield events
-                        if decoder.done:
-                            break
-                elif kind == b"application/json" or kind.endswith(b"+json"):
-                    body = await response.read(TEXT_LIMIT)
-                    yield decoder.whole(body)
-                else:
-                    shown = self._redact.short(kind.decode("latin-1"))
-                    raise UpstreamError(f"The provider {self._provider.id!r} answered with {shown} instead of a stream of events.")
-        except Failed as error:
-            if not decoder.complete:
-                raise client_failure(error, self._provider.id) from error
-        events = decoder.close()
-        if events:
-            yield events
+        """See ports.ModelProvider. What the model's own server could not read is asked for once more, if nothing of it was told."""
+        for last in (False, True):
+            decoder = self.decoder(request)
+            try:
+                async with await self._open(request) as response:
+                    kind = response.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+                    if kind in (b"text/event-stream", b""):
+                        async for piece in response:
+                            events = decoder.feed(piece)
+                            if decoder.done and decoder.complete:
+                                response.settle()
+                            if events:
+                                yield events
+                            if decoder.done:
+                                break
+                    elif kind == b"application/json" or kind.endswith(b"+json"):
+                        body = await response.read(TEXT_LIMIT)
+                        yield decoder.whole(body)
+                    else:
+                        shown = self._redact.short(kind.decode("latin-1"))
+                        raise UpstreamError(f"The provider {self._provider.id!r} answered with {shown} instead of a stream of events.")
+            except Failed as error:
+                if not decoder.complete:
+                    raise client_failure(error, self._provider.id) from error
+            try:
+                events = decoder.close()
+            except Malformed:
+                if last:
+                    raise
+                continue
+            if events:
+                yield events
+            return
 
     async def _open(self, request: ModelRequest) -> Connection:
         """The response, with status 200; any other is raised as what it means."""
         headers = self._header_lines(request.credential)
         if _RUN_ID.fullmatch(request.run_id):
             headers += f"X-Request-Id: {request.run_id}\r\n".encode("ascii")
+        if request.trace is not None and self._provider.traceparent:
+            headers += f"traceparent: {request.trace.header()}\r\n".encode("ascii")
         model, drops = request.model.id, 0
         path = self.path(request)
+        light, lifted = lighten(request.messages)
+        if light is not request.messages:
+            request = replace(request, messages=light)
         while True:
             dropped = self._dropped.get(model, frozenset())
-            response = await self._origin.post(path, self.body(request, dropped), headers)
+            response = await self._origin.post(path, lifted.around(self.body(request, dropped)), headers)
             if response.status == 200:
                 return response
             async with response:
@@ -170,11 +191,11 @@ class HttpAdapter:
             raise refusal(response.status, response.headers, body, self._provider.id, self._redact, self._now())
 
     def _named(self, request: ModelRequest, body: bytes, dropped: frozenset[str]) -> str | None:
-        """The parameter that a refusal calls unknown, if we can do without it."""
-        if not _UNKNOWN.search(body):
-            return None
-        names = [name for name in self.optional(request) if name not in dropped]
-        return next((name for name in names if re.search(rb"\b%s\b" % re.escape(name.encode()), body)), None)
+        """The parameter that a refusal calls unknown, if we can do without it, or the mark of another way to ask."""
+        mark = self.instead(request, body, dropped)
+        if mark is not None and mark not in dropped:
+            return mark
+        return named_parameter(body, [name for name in self.optional(request) if name not in dropped]) if _UNKNOWN.search(body) else None
 
     def _header_lines(self, credential: Credential | None) -> bytes:
         key = self._provider.key if credential is None else credential.key

@@ -94,6 +94,10 @@ class LocalModel:
         """The real thing: children of this process, reached over loopback."""
         return cls(provider, state_dir, reactor, reactor.spawnProcess, lambda address: Loopback(address, reactor))
 
+    def use(self, provider: Provider) -> None:
+        """Other limits of waiting, from the next request on."""
+        self._provider = provider
+
     @property
     def up(self) -> bool:
         """Whether a healthy child is running."""

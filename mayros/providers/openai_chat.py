@@ -1,113 +1,117 @@
 """Models that speak OpenAI's chat completions: the `openai-completions` provider, and the embedded model's own server.
 
-`chat_request` writes the request (pure), chat_decoder.py reads the answer, adapter.py does the rest. The model is always asked to stream.
+`chat_request` writes the request (pure), chat_decoder.py reads the answer, adapter.py does the rest. The model is always asked to stream. Servers
+differ (compat.py); what one refuses by name is left out from then on.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from operator import is_
+from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
 from mayros.core.models import Model
-from mayros.core.ports import ModelRequest, ToolSpec
-from mayros.messages import ImagePart, TextPart, text_of, unpack
+from mayros.core.ports import ModelRequest, Sampling, ToolSpec
 from mayros.providers.adapter import HttpAdapter
 from mayros.providers.chat_decoder import ChatDecoder
+from mayros.providers.chat_messages import rewritten, takeable
+from mayros.providers.compat import Compat, cache_key, compat_of
+from mayros.providers.efforts import effort, other_level
+from mayros.providers.formats import instructed, openai_choice, openai_format, refuses_format
+from mayros.providers.written import WrittenTools
 
 __all__ = ["ChatDecoder", "OpenAIChat", "chat_request"]
 
 PATH = b"/chat/completions"
 
-_NEW_LIMIT_NAME = re.compile(r"(?:openai/)?(?:o\d|gpt-5)")
-#: How the canonical JSON of a tool message begins, and of one whose content is a list of parts.
-_TOOL = b'{"role":"tool"'
-_PARTS = _TOOL + b',"content":['
+#: Under the same name here and there.
+_SAMPLING = ("temperature", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty")
+_LIMITS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+#: Parameters that an answer may be had without; besides, of the limits each in the other's place.
+_OPTIONAL = (
+    *("stream_options", "reasoning_effort", "store", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
+    *("service_tier", "verbosity", "prediction", "logit_bias", "enable_thinking", "thinking", "strict"),
+    *("tool_choice", "parallel_tool_calls", "response_format"),
+    *("seed", "frequency_penalty", "presence_penalty", "temperature", "top_p"),
+)
 _encode = msgspec.json.Encoder().encode
+_anything = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def chat_request(request: ModelRequest, ask_usage: bool = True) -> tuple[bytes, ...]:
-    """The body of the request for one model turn, in parts: the tools are most of it, and all runs of an agent share one copy of them."""
+def _tool(spec: ToolSpec) -> object:
+    return {"type": "function", "function": spec}
+
+
+def _bare_tool(spec: ToolSpec) -> object:
+    return {"type": "function", "function": {"name": spec.name, "description": spec.description, "parameters": spec.parameters}}
+
+
+def _strict_tool(spec: ToolSpec) -> object:
+    function = {"name": spec.name, "description": spec.description, "parameters": spec.parameters, "strict": bool(spec.strict)}
+    return {"type": "function", "function": function}
+
+
+_tools, _bare_tools, _strict_tools = WrittenTools(_tool), WrittenTools(_bare_tool), WrittenTools(_strict_tool)
+
+
+def chat_request(request: ModelRequest, dropped: frozenset[str] = frozenset()) -> tuple[bytes, ...]:
+    """The body of the request for one model turn, without the parameters in `dropped`.
+
+    In parts: the tools are most of it, and all runs of an agent share one copy of them.
+    """
     model, sampling = request.model, request.sampling
-    body: dict[str, object] = {}
+    compat = compat_of(model)
+    body: dict[str, Any] = {}
     if sampling.extra is not None and model.provider.id.startswith("openai"):
         body.update(sampling.extra)
-    messages: list[object] = list(request.messages)
-    if request.system:
-        messages.insert(0, {"role": "system", "content": request.system})
+    head: list[object] = []
+    wanted = request.response_format if "response_format" not in dropped else None
+    if system := instructed(request, known=wanted is not None):
+        developer = compat.supports_developer_role and model.reasoning and "developer" not in dropped
+        head.append({"role": "developer" if developer else "system", "content": system})
     body["model"] = model.id
-    body["messages"] = messages
+    as_kept = not compat.rewrites and takeable(request.messages)
+    body["messages"] = [*head, *(request.messages if as_kept else rewritten(request.messages, compat, "image" in model.input, model.ref))]
     body["stream"] = True
-    if ask_usage:
+    if compat.supports_usage_in_streaming:
         body["stream_options"] = {"include_usage": True}
-    for name in ("temperature", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty"):
+    if compat.supports_store:
+        body["store"] = False
+    for name in _SAMPLING:
         value = getattr(sampling, name)
         if value is not None:
             body[name] = value
     if sampling.max_tokens is not None:
-        body[_limit_name(model)] = sampling.max_tokens
+        name = compat.max_tokens_field
+        body[_LIMITS[name] if name in dropped else name] = sampling.max_tokens
     if sampling.reasoning_effort is not None and model.reasoning:
-        body["reasoning_effort"] = sampling.reasoning_effort
+        body.update(_thinking(model, sampling, compat, dropped))
+    body.update(openai_choice(request))
+    if wanted is not None:
+        body["response_format"] = openai_format(wanted)
+    if compat.openai and request.session:
+        body.setdefault("prompt_cache_key", cache_key(request.session))
+    for name in dropped:
+        body.pop(name, None)
     written = _encode(body)
-    if _PARTS in written:
-        body["messages"] = [*messages[: 1 if request.system else 0], *_images_after(request.messages, "image" in model.input)]
-        written = _encode(body)
-    return (written[:-1], b',"tools":', _written(request.tools), b"}") if request.tools else (written,)
+    if not request.tools:
+        return (written,)
+    tools = _bare_tools if "strict" in dropped else _strict_tools if compat.supports_strict_mode else _tools
+    return (written[:-1], b',"tools":', tools(request.tools), b"}")
 
 
-#: The tools of some requests as they are written: runs of one agent have the same ones, and they are most of what is sent.
-_TOOLS: dict[tuple[str, ...], tuple[Sequence[ToolSpec], bytes]] = {}
-_MOST_TOOLS = 32
-
-
-def _written(tools: Sequence[ToolSpec]) -> bytes:
-    names = tuple([spec.name for spec in tools])
-    specs, written = _TOOLS.get(names, ((), b""))
-    if not specs or not all(map(is_, specs, tools)):
-        written = _encode([{"type": "function", "function": spec} for spec in tools])
-        if len(_TOOLS) >= _MOST_TOOLS:
-            _TOOLS.clear()
-        _TOOLS[names] = (tools, written)
-    return written
-
-
-def _images_after(messages: Iterable[msgspec.Raw], seen: bool) -> list[object]:
-    """The messages without parts in tool messages, which servers refuse there: the images of a round's results follow them in one user message.
-
-    `seen`: the model takes images; to another one it is said that there were some.
-    """
-    made: list[object] = []
-    images: list[object] = []
-    for raw in messages:
-        is_tool = memoryview(raw)[: len(_TOOL)] == _TOOL
-        if images and not is_tool:
-            made.append({"role": "user", "content": images})
-            images = []
-        if memoryview(raw)[: len(_PARTS)] != _PARTS:
-            made.append(raw)
-            continue
-        message = unpack(raw)
-        content = message.content if isinstance(message.content, tuple) else ()
-        pictures = [part for part in content if isinstance(part, ImagePart)]
-        note = f"[{len(pictures)} image(s): {'in the message after the tool results' if seen else 'left out, because the model takes none'}]"
-        text = "\n".join(filter(None, (text_of(message), note if pictures else "")))
-        made.append(msgspec.structs.replace(message, content=text))
-        if pictures and seen:
-            images += [TextPart(f"Images of the result of the tool call {message.tool_call_id}:"), *pictures]
-    if images:
-        made.append({"role": "user", "content": images})
-    return made
-
-
-def _limit_name(model: Model) -> str:
-    """What the limit on the answer's tokens is called: OpenAI's o-series and gpt-5 know the new name only, imitators mostly the old one."""
-    named = model.compat.get("maxTokensField")
-    if named in ("max_tokens", "max_completion_tokens"):
-        return str(named)
-    new = model.provider.id.startswith("openai") or model.id.startswith("openai/")
-    return "max_completion_tokens" if new and _NEW_LIMIT_NAME.match(model.id) else "max_tokens"
+def _thinking(model: Model, sampling: Sampling, compat: Compat, dropped: frozenset[str]) -> dict[str, object]:
+    """How hard to think, in the way of the server."""
+    level = sampling.reasoning_effort or "none"
+    if compat.thinking_format == "zai":
+        return {"thinking": {"type": "disabled" if level == "none" else "enabled"}}
+    if compat.thinking_format == "qwen":
+        return {"enable_thinking": level != "none"}
+    if not compat.supports_reasoning_effort:
+        return {}
+    asked = effort(model.id, level, compat.every_effort, dropped)
+    return {} if asked is None else {"reasoning_effort": asked}
 
 
 class OpenAIChat(HttpAdapter):
@@ -119,13 +123,32 @@ class OpenAIChat(HttpAdapter):
 
     def body(self, request: ModelRequest, dropped: frozenset[str]) -> tuple[bytes, ...]:
         """See HttpAdapter."""
-        ask_usage = "stream_options" not in dropped and request.model.compat.get("supportsUsageInStreaming") is not False
-        return chat_request(request, ask_usage)
+        return chat_request(request, dropped)
 
     def optional(self, request: ModelRequest) -> Iterable[str]:
         """See HttpAdapter."""
-        return ("stream_options",)
+        sent: set[str] = {"strict", *_anything(b"".join(chat_request(request)))}
+        if limit := sent & _LIMITS.keys():
+            # A refusal of one name may recommend the other: that which is sent comes first.
+            return (*limit, *_LIMITS.keys() - limit, *(name for name in _OPTIONAL if name in sent - limit))
+        return [name for name in _OPTIONAL if name in sent]
+
+    def instead(self, request: ModelRequest, body: bytes, dropped: frozenset[str]) -> str | None:
+        """See HttpAdapter. A level of reasoning that the server does not have becomes one that it has; the role `developer` becomes `system`; a form
+        of the answer that it does not know becomes a sentence of the system prompt."""
+        if "response_format" not in dropped and refuses_format(request, body):
+            return "response_format"
+        level, model = request.sampling.reasoning_effort, request.model
+        compat = compat_of(model)
+        if compat.supports_developer_role and model.reasoning and b"developer" in body and b"role" in body:
+            return "developer"
+        if level is None or not model.reasoning or not compat.supports_reasoning_effort or compat.thinking_format != "openai":
+            return None
+        asked = effort(model.id, level, compat.every_effort, dropped)
+        return other_level(body, asked) if asked is not None else None
 
     def decoder(self, request: ModelRequest) -> ChatDecoder:
         """See HttpAdapter."""
-        return ChatDecoder(self._provider.id, request.model.id, self._redact, tools=bool(request.tools))
+        compat, tools = compat_of(request.model), bool(request.tools)
+        keep = tools and compat.requires_reasoning_content_on_assistant_messages
+        return ChatDecoder(self._provider.id, request.model.id, self._redact, tools=tools, think_tags=compat.think_tags, keep_reasoning=keep)

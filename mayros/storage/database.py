@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from mayros.errors import StorageUnavailable
 from mayros.storage.engine import BUSY_SECONDS, cause, parse_url
 from mayros.storage.migrate import PROBE, open_engine
-from mayros.storage.statements import ClaimRow, EntryRow, SessionRow, Statements
+from mayros.storage.statements import ClaimRow, EntryRow, SessionRow, Statements, Used, summed
 from mayros.storage.writer import GroupCommit, Reactor, Settled
 
 log = Logger()
@@ -35,6 +35,7 @@ class Rows(msgspec.Struct, frozen=True, gc=False):
     session: SessionRow
     entries: list[EntryRow]
     claim: ClaimRow | None
+    usage: Sequence[Used] = ()
 
 
 #: A job of another kind: runs in the writer thread inside the batch's transaction, perhaps twice if the batch is tried again.
@@ -78,6 +79,8 @@ class Database:
             connection.exec_driver_sql(self.statements.insert_entry, [row for job in turns for row in job.entries])
             if claims := [job.claim for job in turns if job.claim is not None]:
                 connection.exec_driver_sql(self.statements.finish_claim, claims)
+            if used := [one for job in turns for one in job.usage]:
+                connection.exec_driver_sql(self.statements.upsert_usage, summed(used))
             if len(turns) == len(jobs):
                 return (None,) * len(jobs)
         return [None if isinstance(job, Rows) else job(connection) for job in jobs]
@@ -116,6 +119,21 @@ class Database:
     def writable(self) -> bool:
         """Whether the store takes writes, as of the last commit or probe; for readyz."""
         return self._writer is not None and self._writer.writable
+
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long the writer has not come back from its work; 0 while it is well."""
+        return 0.0 if self._writer is None else self._writer.stalled_seconds
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait to be written."""
+        return 0 if self._writer is None else self._writer.waiting
+
+    def measure(self, heard: Callable[[float, int], None]) -> None:
+        """Tell of each batch: seconds, and jobs. The store must be open."""
+        assert self._writer is not None
+        self._writer.heard = heard
 
     @property
     def stats(self) -> Stats:

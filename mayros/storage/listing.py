@@ -27,7 +27,7 @@ _LOOK, _LOOK_BACK = 16, 200
 _HEAD = 2000
 
 #: As much of the text as is there, not ending inside an escape.
-_CONTENT = re.compile(r'"content":"((?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*)')
+_CONTENT = re.compile(r'"content":(?:\[\{"type":"text","text":)?"((?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*)')
 _meta = msgspec.json.Decoder(EntryMeta).decode
 _NO_TURN = EntryMeta()
 
@@ -41,6 +41,9 @@ _COLUMNS = (
     sessions.c.stateless,
     sessions.c.input_tokens,
     sessions.c.output_tokens,
+    sessions.c.cache_read_tokens,
+    sessions.c.cache_write_tokens,
+    sessions.c.cost_nano,
     sessions.c.settings,
     sessions.c.label,
 )
@@ -83,6 +86,10 @@ def select_page(query: SessionQuery, dialect: str) -> sa.Select[Any]:
         wanted.append(column.label == query.label)
     if query.session_id is not None:
         wanted.append(column.session_id == query.session_id)
+    if query.space is not None:
+        # No pattern: `_` in a name is itself. The agent's own part is skipped, so that nothing inside of a key can look like the space.
+        rest = sa.func.substr(column.key, sa.func.length(column.agent_id) + len("agent::") + 1, len(query.space) + 1)
+        wanted.append(rest == f"{query.space}:")
     if query.spawned_by is not None:
         # Quotes inside of JSON strings have a backslash before them, so this can be nothing but the field.
         field = f'"spawnedBy":{msgspec.json.encode(query.spawned_by).decode()}'
@@ -124,7 +131,8 @@ _FIND = _with_entries(sa.select(*_COLUMNS).where(sessions.c.key == sa.bindparam(
 
 
 def _row(found: Sequence[Any]) -> SessionRow:
-    key, agent_id, session_id, created_ms, updated_ms, turns, stateless, input_tokens, output_tokens, settings, label, meta, title, preview = found
+    key, agent_id, session_id, created_ms, updated_ms, turns, stateless, *counts, settings, label, meta, title, preview = found
+    input_tokens, output_tokens, cache_read, cache_write, cost_nano = counts
     last = _NO_TURN if meta is None else _meta(meta)
     return SessionRow(
         key,
@@ -140,6 +148,9 @@ def _row(found: Sequence[Any]) -> SessionRow:
         last_outcome=last.outcome,
         last_model=last.model,
         last_usage=None if meta is None else last.usage,
+        cache_read_tokens=cache_read,
+        cache_write_tokens=cache_write,
+        cost_nano=cost_nano,
         title=None if title is None else opening(title, TITLE_CHARACTERS),
         preview=None if preview is None else opening(preview, PREVIEW_CHARACTERS),
     )

@@ -15,15 +15,19 @@ from twisted.logger import Logger
 
 from mayros.config.schema import Stateless
 from mayros.core.ports import Clock
+from mayros.core.spending import DAY_MS
 from mayros.errors import StorageUnavailable
 from mayros.storage.database import Database
 from mayros.storage.tables import STATELESS, deleted_sessions, entries, idempotency, sessions
+from mayros.storage.usage import FOLDED, fold_old
 
 log = Logger()
 
 EVERY_SECONDS = 60.0
 #: Sessions or keys deleted in one job of the writer: some milliseconds.
 CHUNK = 100
+#: Answers of idempotency keys that are kept at most.
+MAX_KEYS = 100_000
 #: Entries of deleted sessions that go in one job.
 ENTRIES = 500
 
@@ -35,6 +39,7 @@ class Maintenance:
         self._database, self._clock, self._policy, self._now_ms = database, clock, policy, now_ms
         self._timer: IDelayedCall | None = None
         self._stopped = False
+        self._folded = -1
 
     def start(self) -> None:
         """Sweep now, and a minute after each sweep's end."""
@@ -69,13 +74,25 @@ class Maintenance:
                 went = await self._database.call(partial(_prune_oldest, count=min(excess, CHUNK)))
                 gone, excess = gone + went, excess - (went or excess)
             gone += await self._chunks(lambda connection: _prune_keys(connection, now))
+            excess = await self._database.read(_count_keys) - MAX_KEYS
+            while excess > 0 and not self._stopped:
+                went = await self._database.call(partial(_prune_oldest_keys, count=min(excess, CHUNK)))
+                gone, excess = gone + went, excess - (went or excess)
             while await self._database.call(purge) and not self._stopped:
                 pass
+            await self._fold(now)
         except StorageUnavailable as error:
             log.warn("Store: pruning has to wait: {error}", error=error)
         if gone:
             log.info("Store: {count} old stateless sessions and idempotency keys deleted", count=gone)
         return gone
+
+    async def _fold(self, now_ms: int) -> None:
+        """Once a day: usage of long ago loses the names of its sessions."""
+        upsert = self._database.statements.upsert_usage
+        while self._folded != now_ms // DAY_MS and not self._stopped:
+            if await self._database.call(lambda connection: fold_old(connection, now_ms, upsert)) < FOLDED:
+                self._folded = now_ms // DAY_MS
 
     async def _chunks(self, prune: Callable[[sa.Connection], int]) -> int:
         gone = went = await self._database.call(prune)
@@ -119,11 +136,24 @@ def purge(connection: sa.Connection) -> bool:
     return True
 
 
+_KEYS = sa.select(idempotency.c.scope, idempotency.c.key).where(idempotency.c.state == "done").order_by(idempotency.c.expires_ms)
+
+
+def _count_keys(connection: sa.Connection) -> int:
+    return connection.execute(sa.select(sa.func.count()).select_from(idempotency)).scalar_one()
+
+
 def _prune_keys(connection: sa.Connection, now_ms: int) -> int:
-    column = idempotency.c
-    expired = sa.select(column.scope, column.key).where(column.expires_ms <= now_ms, column.state == "done").limit(CHUNK)
-    found = connection.execute(expired).all()
+    return _delete_keys(connection, connection.execute(_KEYS.where(idempotency.c.expires_ms <= now_ms).limit(CHUNK)).all())
+
+
+def _prune_oldest_keys(connection: sa.Connection, count: int) -> int:
+    return _delete_keys(connection, connection.execute(_KEYS.limit(count)).all())
+
+
+def _delete_keys(connection: sa.Connection, found: Sequence[sa.Row[str, str]]) -> int:
     if found:
+        column = idempotency.c
         gone = sa.delete(idempotency).where(column.scope == sa.bindparam("b_scope"), column.key == sa.bindparam("b_key"))
         connection.execute(gone, [{"b_scope": row.scope, "b_key": row.key} for row in found])
     return len(found)

@@ -15,7 +15,7 @@ from mayros.errors import StartError
 from mayros.storage.engine import BUSY_SECONDS, describe, make_engine, parse_url, start_error
 
 #: All revisions, oldest first; a test keeps them equal to the scripts.
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 HEAD = REVISIONS[-1]
 
 _REVISION = "SELECT version_num FROM alembic_version"

@@ -20,9 +20,10 @@ from mayros.storage import listing
 from mayros.storage.database import Database
 from mayros.storage.maintenance import purge
 from mayros.storage.settings import read_settings, write_settings
-from mayros.storage.statements import EntryRow
-from mayros.storage.tables import COMMAND, deleted_sessions, entries, session_history, sessions
+from mayros.storage.statements import COUNTS, EntryRow
+from mayros.storage.tables import COMMAND, deleted_sessions, entries, session_history, sessions, usage_days
 from mayros.storage.turns import SqlTurnStore, wall_ms
+from mayros.storage.usage import fold
 
 _encode = msgspec.json.Encoder().encode
 
@@ -77,7 +78,7 @@ class SqlSessions:
             old_id = _ensure(connection, key, new_id, now)
             if old_id != new_id:
                 connection.execute(sa.insert(session_history).values(key=text, session_id=old_id))
-                anew = {"session_id": new_id, "turns": 0, "input_tokens": 0, "output_tokens": 0}
+                anew = {"session_id": new_id, **dict.fromkeys(COUNTS, 0)}
                 connection.execute(sa.update(sessions).where(sessions.c.key == text).values(anew))
             return listing.one(connection, text)
 
@@ -86,7 +87,8 @@ class SqlSessions:
     async def delete(self, key: SessionKey) -> bool:
         """See ports.Sessions. The session is gone with the first transaction; its entries follow in chunks, after a failure in a later sweep."""
         text = str(key)
-        found = await self._turns.change(text, lambda connection: _forget(connection, text))
+        upsert_usage = self._database.statements.upsert_usage
+        found = await self._turns.change(text, lambda connection: _forget(connection, text, upsert_usage))
         while found and await self._database.call(purge):
             pass
         return found
@@ -118,14 +120,15 @@ def _ensure(connection: sa.Connection, key: SessionKey, new_id: str, now_ms: int
     found = connection.execute(sa.select(column.session_id, column.updated_ms).where(column.key == text)).first()
     if found is None:
         row = {"key": text, "agent_id": key.agent_id, "session_id": new_id, "stateless": False, "created_ms": now_ms, "updated_ms": now_ms}
-        connection.execute(sa.insert(sessions).values(row | {"turns": 0, "input_tokens": 0, "output_tokens": 0}))
+        connection.execute(sa.insert(sessions).values(row | dict.fromkeys(COUNTS, 0)))
         return new_id
     # Whoever changes it means to come back: it is no longer pruned as the session of a stateless request.
     connection.execute(sa.update(sessions).where(column.key == text).values(updated_ms=max(now_ms, found.updated_ms), stateless=False))
     return str(found.session_id)
 
 
-def _forget(connection: sa.Connection, key: str) -> bool:
+def _forget(connection: sa.Connection, key: str, upsert_usage: str) -> bool:
+    """The session is gone; that something was used stays, without its name."""
     found = connection.execute(sa.select(sessions.c.session_id).where(sessions.c.key == key)).scalar()
     if found is None:
         return False
@@ -133,4 +136,5 @@ def _forget(connection: sa.Connection, key: str) -> bool:
     connection.execute(sa.insert(deleted_sessions), [{"session_id": session_id} for session_id in (found, *earlier)])
     connection.execute(sa.delete(session_history).where(session_history.c.key == key))
     connection.execute(sa.delete(sessions).where(sessions.c.key == key))
+    fold(connection, usage_days.c.session_key == key, upsert_usage)
     return True

@@ -2,6 +2,7 @@
 
 Looking happens in a thread, at most every few seconds for each agent; whoever asks meanwhile shares it. What did not change gives the same tuple
 again. A SKILL.md is read only when its size or time changed. Nothing outside of a folder of skills is read: a workspace is written by the model too.
+A folder that lies in a workspace, on whatever way it is reached, is walked from there: the folder itself might be a link by now.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -21,7 +22,7 @@ from mayros.core.ports import Clock
 from mayros.core.routing import Agent
 from mayros.core.skills import Gate, Head, folders, gate_of, head_of
 from mayros.core.workspace_ports import Skill
-from mayros.net.rooted import open_inside
+from mayros.net.rooted import MAX_LINKS, open_inside
 
 log = Logger()
 
@@ -46,7 +47,8 @@ class _Watched:
 
 
 class FileSkills:
-    """Implements core.ports.Skills. `clock` gives the seconds between two looks; `environ` is the private map of the start."""
+    """Implements core.ports.Skills. `clock` gives the seconds between two looks; `environ` is the private map of the start; `workspaces` are those
+    of all agents."""
 
     def __init__(
         self,
@@ -56,17 +58,35 @@ class FileSkills:
         environ: Mapping[str, str],
         clock: Clock,
         in_thread: Callable[..., Deferred[Any]],
+        workspaces: Callable[[], Iterable[str]] = lambda: (),
     ) -> None:
         self._settings, self._state, self._home, self._environ = settings, state_dir, home, environ
-        self._clock, self._in_thread = clock, in_thread
+        self._clock, self._in_thread, self._workspaces = clock, in_thread, workspaces
         self._agents: dict[str, _Watched] = {}
+        #: By workspace: until when they hold, and the folders.
+        self._places: dict[str, tuple[float, list[tuple[str, str]]]] = {}
 
-    def folders(self, agent: Agent) -> list[str]:
-        """Where an agent's skills may be, also outside of its workspace: its tools may read there."""
-        return [os.path.join(root, path) if path else root for root, path in self._places(agent)]
+    def use(self, settings: SkillSettings) -> None:
+        """Other settings, from the next look on, which is the next time that somebody asks."""
+        self._settings = settings
+        self._places.clear()
+        for watched in self._agents.values():
+            watched.checked = float("-inf")
 
-    def _places(self, agent: Agent) -> list[tuple[str, str]]:
-        return folders(agent.workspace, self._home, self._state, self._settings.load.extra_dirs)
+    def folders(self, agent: Agent) -> list[tuple[str, str]]:
+        """Where an agent's skills may be, also outside of its workspace: its tools may read there. `(root, path)`: nothing outside of `root` counts.
+
+        Looks at the disk every few seconds, so it is called in a thread. What it finds does not depend on what a model can change.
+        """
+        now = self._clock.seconds()
+        kept = self._places.get(agent.workspace)
+        if kept is not None and now < kept[0]:
+            return kept[1]
+        shared = {os.path.realpath(workspace): workspace for workspace in (*self._workspaces(), agent.workspace)}
+        places = folders(agent.workspace, self._home, self._state, self._settings.load.extra_dirs)
+        found = [(root, path) if path else _anchored(root, shared) for root, path in places]
+        self._places[agent.workspace] = now + CHECK_SECONDS, found
+        return found
 
     def skills(self, agent: Agent) -> Deferred[Sequence[Skill]]:
         """See core.ports.Skills."""
@@ -80,7 +100,7 @@ class FileSkills:
             watched.waiting.append((agent, answer))
             return answer
         watched.waiting = [(agent, answer)]
-        looking = self._in_thread(_look, self._places(agent), self._disabled(), watched.heads, self._environ)
+        looking = self._in_thread(lambda: _look(self.folders(agent), self._disabled(), watched.heads, self._environ))
         looking.addErrback(self._failed, watched).addCallback(self._looked, watched)
         return answer
 
@@ -114,6 +134,29 @@ def _shown(agent: Agent, watched: _Watched) -> tuple[Skill, ...]:
 
 
 # The rest runs in a thread.
+
+
+def _anchored(folder: str, workspaces: Mapping[str, str]) -> tuple[str, str]:
+    """The folder as `(root, path)`: from the first workspace on the way to it, links followed one by one; else the folder itself and "".
+
+    `workspaces` are by their real paths. What lies behind the first one may be changed by a model at any time, what lies before it may not.
+    """
+    done, links = "/", 0
+    pending = [part for part in reversed(folder.split("/")) if part not in ("", ".")]
+    while done not in workspaces and pending and links < MAX_LINKS:
+        part = pending.pop()
+        if part == "..":
+            done = os.path.dirname(done)
+            continue
+        try:
+            target = os.readlink(os.path.join(done, part))
+        except OSError:  # no link, or nothing is there
+            done = os.path.join(done, part)
+            continue
+        links += 1
+        done = "/" if target.startswith("/") else done
+        pending += [one for one in reversed(target.split("/")) if one not in ("", ".")]
+    return (workspaces[done], "/".join(reversed(pending))) if done in workspaces else (folder, "")
 
 
 def _look(places: Sequence[tuple[str, str]], disabled: frozenset[str], known: _Heads, environ: Mapping[str, str]) -> tuple[tuple[Skill, ...], _Heads]:

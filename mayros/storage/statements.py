@@ -7,20 +7,40 @@ that the tuples lack: an upsert adds `excluded.x` instead.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from operator import add
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from mayros.storage.tables import entries, idempotency, sessions
+from mayros.storage.tables import entries, idempotency, sessions, usage_days
 
-#: (key, agent_id, session_id, stateless, created_ms, updated_ms, turns, input_tokens, output_tokens)
-SessionRow = tuple[str, str, str, bool, int, int, int, int, int]
-_TURN_COLUMNS = ("key", "agent_id", "session_id", "stateless", "created_ms", "updated_ms", "turns", "input_tokens", "output_tokens")
+#: What a turn adds to its session.
+COUNTS = ("turns", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "cost_nano")
+_TURN_COLUMNS = ("key", "agent_id", "session_id", "stateless", "created_ms", "updated_ms", *COUNTS)
+#: As in _TURN_COLUMNS: (key, agent_id, session_id, stateless, created_ms, updated_ms, turns, tokens in, out, read, written, cost_nano)
+SessionRow = tuple[str, str, str, bool, int, int, int, int, int, int, int, int]
+#: Whose it is: (day, agent_id, principal, session_key, provider, model)
+UsageKey = tuple[str, str, str, str, str, str]
+#: (runs, turns, input, output, cache_read, cache_write, reasoning, cost_nano)
+UsageCounts = tuple[int, int, int, int, int, int, int, int]
+Used = tuple[UsageKey, UsageCounts]
+#: Both in one.
+UsageRow = tuple[str, str, str, str, str, str, int, int, int, int, int, int, int, int]
 #: (id, session_id, parent_id, run_id, kind, body, meta, created_ms)
 EntryRow = tuple[int, str, int | None, str, str, str, str | None, int]
 #: (result, now_ms, scope, key, run_id)
 ClaimRow = tuple[str, int, str, str, str]
+
+
+def summed(used: Sequence[Used]) -> list[UsageRow]:
+    """One row for each key: what many turns of one batch used is one row of the table, and often the same for all of them."""
+    found: dict[UsageKey, Sequence[int]] = {}
+    for key, counts in used:
+        sums = found.get(key)
+        found[key] = counts if sums is None else tuple(map(add, sums, counts))
+    return [cast(UsageRow, (*key, *sums)) for key, sums in found.items()]
 
 
 class Statements:
@@ -45,12 +65,17 @@ class Statements:
                     "session_id": new.session_id,
                     "stateless": sa.and_(old.stateless, new.stateless),
                     "updated_ms": new.updated_ms,
-                    "turns": old.turns + new.turns,
-                    "input_tokens": old.input_tokens + new.input_tokens,
-                    "output_tokens": old.output_tokens + new.output_tokens,
+                    **{name: old[name] + new[name] for name in COUNTS},
                 },
             ),
             *_TURN_COLUMNS,
+        )
+        used = insert(usage_days)
+        keys, counts = usage_days.primary_key.columns.keys(), [column.name for column in usage_days.c if not column.primary_key]
+        #: UsageRow.
+        self.upsert_usage = self._text(
+            used.on_conflict_do_update(index_elements=keys, set_={name: usage_days.c[name] + used.excluded[name] for name in counts}),
+            *usage_days.c.keys(),
         )
         #: EntryRow.
         self.insert_entry = self._text(sa.insert(entries), *entries.c.keys())

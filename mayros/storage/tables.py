@@ -25,6 +25,10 @@ sessions = sa.Table(
     sa.Column("turns", sa.Integer, nullable=False),
     sa.Column("input_tokens", sa.BigInteger, nullable=False),
     sa.Column("output_tokens", sa.BigInteger, nullable=False),
+    #: Of the input those read from and written to a provider's cache; the cost is in US dollars / 10^9.
+    sa.Column("cache_read_tokens", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("cache_write_tokens", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("cost_nano", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     #: What clients have set (settings.py), and the label among it: by itself, because it names one session only.
     sa.Column("settings", sa.Text),
     sa.Column("label", sa.Text),
@@ -35,6 +39,7 @@ sessions = sa.Table(
 STATELESS = sa.text("stateless")
 CONVERSATION = sa.text("NOT stateless")
 LABELLED = sa.text("label IS NOT NULL")
+NAMED = sa.text("session_key <> ''")
 
 # The migrations say the same for PostgreSQL; said here, it would load that dialect (4 MB) into every daemon.
 #: What pruning walks: stateless sessions only, oldest first. The second column lets them be counted in the index alone.
@@ -145,6 +150,27 @@ device_requests = sa.Table(
     sqlite_with_rowid=False,
 )
 
+#: Tokens of persons and programs. scopes, agents and endpoints are JSON lists of texts; NULL: all. Revoked ones stay, as names are not given twice.
+api_tokens = sa.Table(
+    "api_tokens",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("token_hash", sa.LargeBinary, nullable=False),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("agents", sa.Text),
+    sa.Column("endpoints", sa.Text),
+    sa.Column("rpm", sa.Integer),
+    sa.Column("tokens_per_day", sa.BigInteger),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("expires_ms", sa.BigInteger),
+    sa.Column("rotated_ms", sa.BigInteger),
+    sa.Column("revoked_ms", sa.BigInteger),
+    sa.Column("last_used_ms", sa.BigInteger),
+    sa.Column("previous_hash", sa.LargeBinary),
+    sa.Column("previous_until_ms", sa.BigInteger),
+    sqlite_with_rowid=False,
+)
+
 #: Which programs agents may run without asking; `pattern` is a glob.
 exec_allowlist = sa.Table(
     "exec_allowlist",
@@ -167,3 +193,45 @@ exec_policy = sa.Table(
     sa.Column("json", sa.Text, nullable=False),
     sqlite_with_rowid=False,
 )
+
+#: Keys of providers that rest after failures. `model` is empty where the key rests for all models; `fingerprint` tells a key that was replaced.
+cooldowns = sa.Table(
+    "cooldowns",
+    metadata,
+    sa.Column("provider", sa.Text, primary_key=True),
+    sa.Column("credential", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("failed_ms", sa.BigInteger, nullable=False),
+    sa.Column("until_ms", sa.BigInteger, nullable=False),
+    sa.Column("told_until_ms", sa.BigInteger, nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+#: What was used, day (UTC, `YYYY-MM-DD`) by day. `session_key` is empty for requests without a session, and for sessions that are deleted or whose
+#: day is long ago (usage.py). `runs` count where they ended, `turns` are the model's. Tokens are disjoint, but that `output` has `reasoning` in it.
+usage_days = sa.Table(
+    "usage_days",
+    metadata,
+    sa.Column("day", sa.Text, primary_key=True),
+    sa.Column("agent_id", sa.Text, primary_key=True),
+    sa.Column("principal", sa.Text, primary_key=True),
+    sa.Column("session_key", sa.Text, primary_key=True),
+    sa.Column("provider", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("runs", sa.BigInteger, nullable=False),
+    sa.Column("turns", sa.BigInteger, nullable=False),
+    sa.Column("input", sa.BigInteger, nullable=False),
+    sa.Column("output", sa.BigInteger, nullable=False),
+    sa.Column("cache_read", sa.BigInteger, nullable=False),
+    sa.Column("cache_write", sa.BigInteger, nullable=False),
+    sa.Column("reasoning", sa.BigInteger, nullable=False),
+    sa.Column("cost_nano", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+#: For one session's sums, and for what becomes of them when it is deleted.
+sa.Index("usage_days_session", usage_days.c.session_key, sqlite_where=NAMED)

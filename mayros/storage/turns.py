@@ -18,18 +18,23 @@ import sqlalchemy as sa
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
+from mayros.core.images import described, remembered
 from mayros.core.keys import SessionKey
+from mayros.core.pending import joined
 from mayros.core.ports import Claim, History, Lease, RunResult, Turn
 from mayros.core.repair import repair
 from mayros.core.session_ports import EntryMeta
+from mayros.core.spending import Spent
+from mayros.core.usage_ports import Field, day_of
 from mayros.errors import ServerShutdown, StorageUnavailable
-from mayros.messages import Message, pack
+from mayros.messages import Message, data_of, pack
 from mayros.storage.database import Call, Database, Rows
 from mayros.storage.engine import cause, parse_url, start_error
 from mayros.storage.history import Histories
 from mayros.storage.settings import read_settings
 from mayros.storage.statements import ClaimRow, EntryRow
 from mayros.storage.tables import COMMAND, entries, idempotency
+from mayros.storage.usage import spent, used
 
 log = Logger()
 
@@ -89,6 +94,14 @@ class SqlTurnStore:
         except sa.exc.SQLAlchemyError as error:
             raise self._start_error(error) from error
 
+    def spent(self, now_ms: int, by: Field = "agent") -> dict[str, Spent]:
+        """What today's runs have used, by agent or by another field. Blocks. Raises StartError."""
+        try:
+            with self._database.engine.connect() as connection:
+                return spent(connection, day_of(now_ms), by)
+        except sa.exc.SQLAlchemyError as error:
+            raise self._start_error(error) from error
+
     def _start_error(self, error: sa.exc.SQLAlchemyError) -> Exception:
         return start_error(error, parse_url(self._database.url))
 
@@ -126,6 +139,7 @@ class SqlTurnStore:
         without_text = {run_id for _, run_id, body, _ in rows if body == NO_TEXT}
         # A command's reply is for the person; the model did not say it.
         messages = repair(msgspec.Raw(body.encode()) for _, run_id, body, kind in rows if run_id not in without_text and kind != COMMAND)
+        messages = tuple(described(messages))
         return History(session_id, rows[-1][0] if rows else None, messages, read_settings(settings, label))
 
     def session_id(self, session: SessionKey) -> str:
@@ -156,14 +170,16 @@ class SqlTurnStore:
         self._database.submit(cast(Call, function), settled)
         return done
 
-    def finish(self, turn: Turn, history: History, result: RunResult, lease: Lease, said: Sequence[msgspec.Raw] = ()) -> Deferred[None]:
+    def finish(
+        self, turn: Turn, history: History, result: RunResult, lease: Lease, said: Sequence[msgspec.Raw] = (), principal: str = ""
+    ) -> Deferred[None]:
         """Record the turn; fires when it is on disk. Cancelling stops the waiting, not the turn. Fails with StorageUnavailable.
 
         `said`: what the run made; without it, the result's text.
         The fence of `lease` has nothing to guard here: this process is the only writer.
         """
         try:
-            rows, after = self._rows(turn, history, result, said)
+            rows, after = self._rows(turn, history, result, said, principal)
         except (ValueError, TypeError, msgspec.MsgspecError) as error:
             log.error("Store: a turn could not be written down: {cause}", cause=cause(error))
             self._owe(turn, result)
@@ -209,25 +225,28 @@ class SqlTurnStore:
             sql, row = self._database.statements.finish_claim, _claim_row(turn.claim, result)
             self._database.owed[turn.claim.scope, turn.claim.key] = lambda connection: connection.exec_driver_sql(sql, row)
 
-    def _rows(self, turn: Turn, history: History, result: RunResult, said: Sequence[msgspec.Raw]) -> tuple[Rows, History]:
+    def _rows(self, turn: Turn, history: History, result: RunResult, said: Sequence[msgspec.Raw], principal: str) -> tuple[Rows, History]:
         """What the turn writes, and the history after it."""
         session_id, parent, run_id, usage = history.session_id, history.leaf, turn.run_id, result.usage
         next_id = max(self._last_id + 1, result.ended_at_ms << 20)
-        # A request's messages are views of its whole body: keep copies.
-        bodies = [bytes(message) for message in turn.messages]
+        bodies = [data_of(message) for message in turn.messages]
         rows: list[EntryRow] = []
         for body in bodies:
-            rows.append((next_id, session_id, parent, run_id, "message", body.decode(), None, result.started_at_ms))
+            kept = bytes(remembered(msgspec.Raw(body))).decode()
+            rows.append((next_id, session_id, parent, run_id, "message", kept, None, result.started_at_ms))
             parent, next_id = next_id, next_id + 1
+        own = result.turns[-1].usage if result.turns else usage
         meta = EntryMeta(
-            result.outcome, result.finish_reason, usage, result.provider, result.model, turn.door, turn.metadata or None, result.error_code
+            result.outcome, result.finish_reason, own, result.provider, result.model, turn.door, turn.metadata or None, result.error_code
         )
         answer = said or (pack(Message("assistant", result.text)),)
         made = [bytes(message).decode() for message in answer]
         # How it ended is told beside the last message that the model wrote: a run may have been ended while its calls were made.
         last = max((place for place, body in enumerate(made) if body.startswith(_ASSISTANT)), default=len(made) - 1)
+        notes = {one.place: EntryMeta(usage=one.usage, provider=one.provider, model=one.model) for one in result.turns}
+        notes[last] = meta
         for place, message in enumerate(made):
-            note = _encode(meta).decode() if place == last else None
+            note = _encode(notes[place]).decode() if place in notes else None
             rows.append((next_id, session_id, parent, run_id, "message", message, note, result.ended_at_ms))
             parent, next_id = next_id, next_id + 1
         self._last_id = leaf = next_id - 1
@@ -241,13 +260,15 @@ class SqlTurnStore:
             1,
             usage.input + usage.cache_read + usage.cache_write,
             usage.output,
+            usage.cache_read,
+            usage.cache_write,
+            usage.cost_nano,
         )
         messages = history.messages
         if (said or result.text) and not turn.stateless:
-            messages = (*messages, *map(msgspec.Raw, bodies), *answer)
-        return Rows(session, rows, None if turn.claim is None else _claim_row(turn.claim, result)), History(
-            session_id, leaf, messages, history.settings
-        )
+            messages = (*joined(messages, [*map(msgspec.Raw, bodies)]), *answer)
+        claim = None if turn.claim is None else _claim_row(turn.claim, result)
+        return Rows(session, rows, claim, used(turn, result, principal)), History(session_id, leaf, messages, history.settings)
 
     @property
     def writable(self) -> bool:

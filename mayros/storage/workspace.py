@@ -188,6 +188,15 @@ def _text(descriptor: int) -> str | None:
     return data.decode("utf-8", "replace").removeprefix("\ufeff")
 
 
+def make_workspace(workspace: str, starter: bool) -> list[str]:
+    """Make an agent's workspace where there is none, with starter files if wanted; the names written. One that holds anything stays as it is.
+
+    Raises OSError.
+    """
+    os.makedirs(workspace, mode=0o700, exist_ok=True)
+    return seed(workspace) if starter and not os.listdir(workspace) else []
+
+
 def seed(workspace: str) -> list[str]:
     """Write the starter files into a workspace that has none of the files, and the first-run ritual if it never had that; the names written.
 

@@ -7,6 +7,7 @@ job by job. A store that cannot be written (full, read-only, locked) fails the b
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ class GroupCommit(Generic[J]):
         self._connection: sa.Connection | None = None
         #: Since the start: batches, and jobs in them; their ratio is how many turns share an fsync.
         self.batches = self.written = self.failed = 0
+        #: Hears of each batch: for how many seconds it was out, and how many jobs were in it.
+        self.heard: Callable[[float, int], None] | None = None
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
 
@@ -75,6 +78,18 @@ class GroupCommit(Generic[J]):
             self._probing = True
             self.submit(self._probe, self._probed)
         return self._ok
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for the batch that is out."""
+        return len(self._jobs)
+
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long the thread has been away with the batch that is out; infinite where the thread has died; 0 when it waits for work."""
+        if not self._closing and not self._thread.is_alive():
+            return math.inf
+        return 0.0 if self._out_since is None else self._reactor.seconds() - self._out_since
 
     def _probed(self, _result: object, _error: StorageUnavailable | None) -> None:
         self._probing = False
@@ -111,6 +126,8 @@ class GroupCommit(Generic[J]):
         self, batch: list[tuple[J, Settled]], results: Sequence[object], errors: dict[int, BaseException], broken: BaseException | None
     ) -> None:
         """In the reactor thread, once per batch. The next batch is being written while these runs tell their clients."""
+        if self.heard is not None and self._out_since is not None:
+            self.heard(self._reactor.seconds() - self._out_since, len(batch))
         self._out_since = None
         self._hand_over()
         if self._closing and self._out_since is None:

@@ -43,9 +43,10 @@ def protected_paths(state_dir: str, config_path: str, home: str) -> tuple[str, .
 
 
 class Access:
-    """The rules. `protected` are files and folders, `readable(agent)` folders that may be read although they are outside or protected."""
+    """The rules. `protected` are files and folders, `readable(agent)` folders that may be read although they are outside or protected: each a root,
+    out of which nothing leads, and a path below it."""
 
-    def __init__(self, protected: Sequence[str], readable: Callable[[Agent], Sequence[str]]) -> None:
+    def __init__(self, protected: Sequence[str], readable: Callable[[Agent], Sequence[tuple[str, str]]]) -> None:
         self._protected = [os.path.split(os.path.abspath(path)) for path in (*protected, *_SYSTEM)]
         self._folders = {folder for folder, _ in self._protected}
         self._readable = readable
@@ -53,10 +54,10 @@ class Access:
     def enter(self, agent: Agent, path: str, workspace_only: bool, *, reading: bool = False, make: bool = False, follow: bool = True) -> Place:
         """The place of a path, relative to the workspace, absolute or below `~`. Raises ToolFailed, and OSError as net.rooted does."""
         full = resolve(agent, path)
-        for folder in self._readable(agent) if reading else ():
-            # A folder of the workspace might be a symlink by now, and its root is followed.
-            if _inside(full, folder) and not _inside(folder, agent.workspace):
-                return enter(folder, os.path.relpath(full, folder))
+        for root, below in self._readable(agent) if reading else ():
+            # Those of its own workspace are opened as its other files are.
+            if root != agent.workspace and _inside(full, os.path.join(root, below).rstrip("/")):
+                return enter(root, os.path.relpath(full, root))
         check = self._check(agent)
         if not workspace_only:
             # Folders of the system are there or are not ours to make, except below the workspace.
@@ -65,6 +66,11 @@ class Access:
             if _inside(full, root):
                 return enter(agent.workspace, os.path.relpath(full, root), make=make, follow=follow, check=check)
         raise ToolFailed(f"{shown(path)}: it is outside of the workspace. Use a path relative to the workspace.")
+
+    def foreign(self, agent: Agent, path: str) -> bool:
+        """Whether a file, by its real path, is neither in the workspace nor among the skills: it was put there for others, by others."""
+        own = [agent.workspace, *(os.path.join(root, below) for root, below in self._readable(agent))]
+        return not any(_inside(path, os.path.realpath(folder)) for folder in own)
 
     def _check(self, agent: Agent) -> Callable[[str], None]:
         workspace = _fold(os.path.realpath(agent.workspace))

@@ -65,8 +65,11 @@ def plain(line: str) -> str:
     return line.rstrip().translate(_PLAIN)
 
 
-def replace_once(text: str, old: str, new: str) -> Edited:
-    """Put `new` in the place of `old`. Raises ToolFailed where `old` is not there exactly once, or nothing would change."""
+def replace_once(text: str, old: str, new: str, hide: Callable[[str], str] = str) -> Edited:
+    """Put `new` in the place of `old`. Raises ToolFailed where `old` is not there exactly once, or nothing would change.
+
+    `hide` gives a text as it may be shown, with as many lines.
+    """
     old, new = old.replace("\r\n", "\n"), new.replace("\r\n", "\n")
     if not old:
         raise ToolFailed("oldText is empty. Give the passage to replace, or use write to make the whole file.")
@@ -81,7 +84,7 @@ def replace_once(text: str, old: str, new: str) -> Edited:
     after = body[:start] + new.replace("\n", line_end(body)) + body[end:]
     if after == body:
         raise ToolFailed("Nothing would change: newText is what is there already.")
-    return Edited(bom + after, diff(body, after, start, end))
+    return Edited(bom + after, diff(body, after, start, end, hide))
 
 
 def _find(text: str, old: str, form: Callable[[str], str]) -> tuple[int, int] | None:
@@ -102,8 +105,8 @@ def _find(text: str, old: str, form: Callable[[str], str]) -> tuple[int, int] | 
     return place(at), place(at + len(wanted))
 
 
-def diff(before: str, after: str, start: int, end: int) -> str:
-    """A unified diff, without file names, of two texts that differ only between `start` and `end` of the first."""
+def diff(before: str, after: str, start: int, end: int, hide: Callable[[str], str] = str) -> str:
+    """A unified diff, without file names, of two texts that differ only between `start` and `end` of the first; `hide`: see `replace_once`."""
     begin = before.rfind("\n", 0, start) + 1
     number = before.count("\n", 0, begin)
     old = _lines_to(before, begin, end)
@@ -119,7 +122,10 @@ def diff(before: str, after: str, start: int, end: int) -> str:
         below.pop()
     first = number - len(above) + 1
     shown = [f"@@ -{first},{len(above) + len(old) + len(below)} +{first},{len(above) + len(new) + len(below)} @@"]
-    for sign, lines in ((" ", above), ("-", old), ("+", new), (" ", below)):
+    # The lines next to a change can be those of a key that begins further up.
+    was, now, upto = hide(before).split("\n"), hide(after).split("\n"), number + len(old)
+    parts = (" ", was[first - 1 : number]), ("-", was[number:upto]), ("+", now[number : number + len(new)]), (" ", was[upto : upto + len(below)])
+    for sign, lines in parts:
         shown += [sign + without_return(line) for line in lines]
     return "\n".join(shown)
 

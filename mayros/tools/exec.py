@@ -1,4 +1,4 @@
-"""The tool exec: a shell command in the agent's workspace. Imports core, net.spawn, tools.command, tools.jobs, tools.process.
+"""The tool exec: a shell command in the agent's workspace. Imports core, net, tools.command, tools.jobs, tools.process.
 
 Whether the command may run is decided by the port Permission, on what it is given here: the command, the real folder, what the call adds to the
 environment, and which programs the line starts as far as that can be known.
@@ -20,6 +20,7 @@ from mayros.core.ports import Clock, ToolSpec
 from mayros.core.routing import Agent
 from mayros.core.tool_ports import Tool, ToolContext, ToolResult
 from mayros.errors import ToolFailed
+from mayros.net.redact import Redactor
 from mayros.net.spawn import Spawner, environment, refused
 from mayros.tools.command import analyse
 from mayros.tools.jobs import Job, Jobs, within
@@ -77,9 +78,9 @@ class _Arguments(msgspec.Struct, frozen=True, rename="camel"):
     node: str | None = None
 
 
-def tools(spawner: Spawner, clock: Clock, permission: Permission) -> Sequence[Tool]:
+def tools(spawner: Spawner, clock: Clock, permission: Permission, redact: Redactor) -> Sequence[Tool]:
     """The tools exec and process. What holds for an agent is in its `exec` and `fs`; the spawner is stopped by whoever made it."""
-    jobs = Jobs(clock)
+    jobs = Jobs(clock, redact)
     return (ExecTool(spawner, jobs, permission), ProcessTool(jobs))
 
 
@@ -108,7 +109,7 @@ class ExecTool:
         if _request(asked, _folder(asked, agent), env, agent, context) != request:
             raise ToolFailed("The folder or a program of the command is not what it was when the command was allowed. Look at it, and try again.")
         self._jobs.room(agent.id)
-        job = Job(agent.id, asked.command, cwd, self._jobs.clock)
+        job = Job(agent.id, asked.command, cwd, self._jobs.clock, self._jobs.redact)
         limit = float(agent.exec.timeout_sec)
         try:
             process = self._spawner.start(

@@ -18,13 +18,15 @@ import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 
 from mayros.core.bounds import REFERENCE, UNTRUSTED_REFERENCE
+from mayros.core.images import media_type
 from mayros.core.ports import ToolSpec
 from mayros.core.routing import Agent
 from mayros.core.tool_ports import Tool, ToolContext, ToolResult
 from mayros.errors import ToolFailed
+from mayros.net.redact import Redactor
 from mayros.tools.access import Access, resolve, shown, told
 from mayros.tools.edits import BOM, decode, encode, replace_once
-from mayros.tools.pages import PAGE_BYTES, PAGE_LINES, Page, image, media_type
+from mayros.tools.pages import PAGE_BYTES, PAGE_LINES, Page, image
 from mayros.tools.patch import Change, apply, parse
 
 #: Bytes of a file that is read or written, and of one that is changed in place.
@@ -40,14 +42,18 @@ Value = TypeVar("Value")
 
 
 def tools(
-    in_thread: InThread, results: Results, protected: Sequence[str], readable: Callable[[Agent], Sequence[str]] = lambda _: ()
+    in_thread: InThread,
+    results: Results,
+    protected: Sequence[str],
+    redact: Redactor,
+    readable: Callable[[Agent], Sequence[tuple[str, str]]] = lambda _: (),
 ) -> Sequence[Tool]:
     """The file tools. Whether they keep to the workspace is said by the agent's `fs.workspace_only` (and `exec.apply_patch.workspace_only`).
 
     `protected` (access.protected_paths) is never touched, `readable` gives folders that `read` opens always: those of skills.
     """
     access = Access(protected, readable)
-    return (_Read(in_thread, access, results), _Write(in_thread, access), _Edit(in_thread, access), _ApplyPatch(in_thread, access))
+    return (_Read(in_thread, access, results, redact), _Write(in_thread, access), _Edit(in_thread, access, redact), _ApplyPatch(in_thread, access))
 
 
 def _schema(required: Sequence[str], **properties: dict[str, Any]) -> dict[str, Any]:
@@ -101,16 +107,19 @@ class _Read(_FileTool):
         ),
     )
 
-    def __init__(self, in_thread: InThread, access: Access, results: Results) -> None:
+    def __init__(self, in_thread: InThread, access: Access, results: Results, redact: Redactor) -> None:
         super().__init__(in_thread, access)
-        self._results = results
+        self._results, self._redact = results, redact
 
     async def call(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         """See core.ports.Tool."""
         path = arguments["path"].strip()
         agent = context.turn.agent
         page = Page(
-            arguments.get("offset", 1), arguments.get("limit"), agent.context_tokens or (agent.models[0].context_window if agent.models else 0)
+            arguments.get("offset", 1),
+            arguments.get("limit"),
+            agent.context_tokens or (agent.models[0].context_window if agent.models else 0),
+            self._redact.window,
         )
         if path.startswith(REFERENCE):
             return ToolResult(await self._run(self._kept, path, agent.id, page), untrusted=path.startswith(UNTRUSTED_REFERENCE))
@@ -127,12 +136,13 @@ class _Read(_FileTool):
         with told(path):
             with self._access.enter(agent, path, agent.fs.workspace_only, reading=True) as place:
                 data, _ = place.read(MAX_FILE)
+            foreign = not agent.fs.workspace_only and self._access.foreign(agent, place.path)
             kind = media_type(data)
             if kind is not None:
                 return image(data, kind, images)
             if b"\0" in data:
                 raise ToolFailed(f"it is a binary file of {len(data)} bytes, which cannot be read as text.")
-            return ToolResult(page.of(data.decode("utf-8", "replace").removeprefix(BOM)))
+            return ToolResult(page.of(data.decode("utf-8", "replace").removeprefix(BOM)), untrusted=foreign)
 
 
 class _Write(_FileTool):
@@ -171,6 +181,10 @@ class _Edit(_FileTool):
         ),
     )
 
+    def __init__(self, in_thread: InThread, access: Access, redact: Redactor) -> None:
+        super().__init__(in_thread, access)
+        self._redact = redact
+
     async def call(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         """See core.ports.Tool."""
         path = arguments["path"].strip()
@@ -181,7 +195,7 @@ class _Edit(_FileTool):
     def _edit(self, agent: Agent, path: str, old: str, new: str) -> str:
         with told(path), self._access.enter(agent, path, agent.fs.workspace_only) as place:
             data, status = place.read(MAX_TEXT)
-            edited = replace_once(decode(data), old, new)
+            edited = replace_once(decode(data), old, new, self._redact.lines)
             place.replace(_check_size(encode(edited.text)), expected=status)
             return edited.diff
 

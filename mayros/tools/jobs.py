@@ -1,4 +1,4 @@
-"""The commands that are running, and those in the background that have ended lately. Imports core, net.spawn, tools.output.
+"""The commands that are running, and those in the background that have ended lately. Imports core, net.spawn, net.redact, tools.output.
 
 An agent sees its own only.
 """
@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from mayros.core.keys import new_id
 from mayros.core.ports import Clock
 from mayros.errors import ToolFailed
+from mayros.net.redact import Redactor
 from mayros.net.spawn import Command
 from mayros.tools.output import Output
 
@@ -26,12 +27,12 @@ INPUT_MAX = 16 << 20  # bytes that one command may be written
 
 
 class Job:
-    """One command with what it put out. `read` is the position up to which `poll` has given its output."""
+    """One command with what it put out. `read` is the position up to which `poll` has given its output; `shown` is the command without secrets."""
 
-    def __init__(self, agent_id: str, command: str, cwd: str, clock: Clock) -> None:
+    def __init__(self, agent_id: str, command: str, cwd: str, clock: Clock, redact: Redactor) -> None:
         self.id = new_id()[:8]
-        self.agent_id, self.command, self.cwd = agent_id, command, cwd
-        self.output = Output()
+        self.agent_id, self.shown, self.cwd = agent_id, redact(command), cwd
+        self.output = Output(redact)
         self.process: Command | None = None
         self.background = False
         self.read = 0
@@ -86,8 +87,8 @@ class Job:
 class Jobs:
     """All of them. Ended ones are kept for 30 minutes, at most 32 for each agent."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, clock: Clock, redact: Redactor) -> None:
+        self.clock, self.redact = clock, redact
         self._jobs: dict[str, Job] = {}
 
     def room(self, agent_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 
 from mayros.core.tool_ports import ToolImage, ToolResult
 from mayros.errors import ToolFailed
@@ -17,9 +18,13 @@ _BLOCK = 1 << 16
 
 
 class Page:
-    """Which lines are asked for: `limit` of them from line `offset` on, by a model with a window of `window_tokens` (0: not known)."""
+    """Which lines are asked for: `limit` of them from line `offset` on, by a model with a window of `window_tokens` (0: not known).
 
-    def __init__(self, offset: float, limit: float | None, window_tokens: int) -> None:
+    `part` gives a part of a text, without secrets: those that only its surroundings tell are hidden as well.
+    """
+
+    def __init__(self, offset: float, limit: float | None, window_tokens: int, part: Callable[[str, int, int], str]) -> None:
+        self._part = part
         # JSON's 2.0 is an integer too.
         self._offset, self._limit = int(offset), None if limit is None else int(limit)
         self._most_lines, self._most_bytes = PAGE_LINES, PAGE_BYTES
@@ -36,7 +41,7 @@ class Page:
             raise ToolFailed(f"it has {total} lines, so there is nothing from line {self._offset} on.")
         begin = _line_start(text, self._offset - 1)
         most = min(self._limit or self._most_lines, self._most_lines, total - self._offset + 1)
-        taken: list[str] = []
+        taken, end = 0, begin
         size, cut = 0, ""
         # What is cut off at the end of this piece is too much anyway.
         for line in text[begin : begin + self._most_bytes + 2].split("\n")[:most]:
@@ -44,15 +49,17 @@ class Page:
             size += len(data) + 1
             if size > self._most_bytes + 1:
                 if not taken:
-                    taken.append(data[: self._most_bytes].decode("utf-8", "ignore"))
+                    taken, end = 1, begin + len(data[: self._most_bytes].decode("utf-8", "ignore")) + 1
                     cut = f"Line {self._offset} is long: only its first {self._most_bytes} bytes are shown. "
                 break
-            taken.append(line.removesuffix("\r"))
-        last = self._offset + len(taken) - 1
+            taken, end = taken + 1, end + len(line) + 1
+        last = self._offset + taken - 1
+        shown = self._part(text, begin, end - 1).replace("\r\n", "\n")
+        shown = shown if cut else shown.removesuffix("\r")
         if last == total and not cut:
-            return "\n".join(taken)
+            return shown
         more = f"Lines {self._offset} to {last} of {total} are shown; go on with offset={last + 1}." if last < total else ""
-        return "\n".join(taken) + f"\n\n[{(cut + more).strip()}]"
+        return f"{shown}\n\n[{(cut + more).strip()}]"
 
 
 def _line_start(text: str, line: int) -> int:
@@ -63,19 +70,6 @@ def _line_start(text: str, line: int) -> int:
     for _ in range(line):
         begin = text.index("\n", begin) + 1
     return begin
-
-
-def media_type(data: bytes) -> str | None:
-    """The kind of an image that models take, by its content; None for anything else."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    return None
 
 
 def image(data: bytes, kind: str, taken: bool) -> ToolResult:

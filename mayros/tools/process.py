@@ -102,7 +102,7 @@ class ProcessTool:
                 "status": job.status(),
                 "pid": job.process.pid if job.process is not None else None,
                 "seconds": round((job.ended_at or now) - job.started),
-                "command": job.command[:_SHOWN_COMMAND],
+                "command": job.shown[:_SHOWN_COMMAND],
                 "cwd": job.cwd,
             }
             for job in self._jobs.of(agent_id)

@@ -13,6 +13,7 @@ from mayros.core.models import Model
 from mayros.core.ports import ToolSpec, Turn
 from mayros.core.routing import Settings
 from mayros.core.session_ports import SessionRow, Sessions
+from mayros.core.spending import DOLLAR
 from mayros.core.tool_ports import Tool, ToolContext, ToolResult
 from mayros.errors import InvalidRequest, StorageUnavailable, ToolFailed
 
@@ -30,7 +31,7 @@ class _SessionStatus:
     read_only = False
     spec = ToolSpec(
         "session_status",
-        "Show the state of this session: date and time, model, turns, tokens. With `model`, first set the model that this session uses from the next "
+        "Show the state of this session: time, model, turns, tokens, cost. With `model`, first set the model that this session uses from the next "
         "run on: provider/model or an alias, or `default` for the agent's own.",
         {
             "type": "object",
@@ -77,7 +78,10 @@ class _SessionStatus:
         if row is None or not row.turns:
             return [*lines, "This is the session's first turn."]
         lines.append(f"Turns: {row.turns}")
-        lines.append(f"Tokens: {row.input_tokens:,} in, {row.output_tokens:,} out")
+        cached = f" ({row.cache_read_tokens:,} from the cache)" if row.cache_read_tokens else ""
+        lines.append(f"Tokens: {row.input_tokens:,} in{cached}, {row.output_tokens:,} out")
+        if row.cost_nano:
+            lines.append(f"Cost: ${row.cost_nano / DOLLAR:.4f}")
         last = row.last_usage
         if last is not None and model is not None:
             used = last.input + last.cache_read + last.cache_write + last.output

@@ -1,4 +1,4 @@
-"""The HTTP routes. Klein holds them all; those without parameters are called by name, past its URL matching (docs/decisions/0002).
+"""The HTTP routes. Klein holds them; they are called by name, past its URL matching (docs/decisions/0002).
 
 Handlers answer by `reply` or a stream and return None; they raise errors of mayros.errors. Imports core, wire and config.
 """
@@ -7,40 +7,68 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from klein import Klein
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
-from werkzeug.exceptions import BadHost, HTTPException
 
 from mayros.core.config_ports import ConfigControl
-from mayros.core.keys import AGENT_ID, new_id
 from mayros.core.limits import Budget
-from mayros.core.ports import Principal, Run, RunResult, Runs, Sampling, Turn
-from mayros.errors import AgentNotFound, GatewayError, InvalidRequest, UnknownUrl
-from mayros.web.gate import Route
+from mayros.core.ports import Idempotency, Principal, Run, RunResult, Runs, Turn
+from mayros.core.routing import Settings
+from mayros.errors import Unauthorized
+from mayros.web.answers import final_error, say_model, stream_headers
+from mayros.web.gate import Route, route_of, split_path
+from mayros.web.inputs import Inputs
+from mayros.web.models import find, listed
 from mayros.web.request import GatewayRequest, failed, forget, reply
 from mayros.web.sse import EventStream, Ticker
-from mayros.wire.chat import ChatRequest, Stream, completion, decode_request
+from mayros.web.turns import turn_of
+from mayros.wire.chat import ChatRequest
+from mayros.wire.chat_answers import Stream, completion
+from mayros.wire.models import model_list, one_model
 
+if TYPE_CHECKING:
+    from mayros.web.keyed import Keyed
+
+#: Prometheus' text format.
+METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 CHAT_SWITCH = "gateway.http.endpoints.chatCompletions.enabled"
-_EVENT_STREAM = b"text/event-stream; charset=utf-8"
 ABOUT = (
     b"Mayros Gateway\n\nOpenAI-compatible chat completions: POST /v1/chat/completions\nWebSocket clients: connect to this address\n"
-    b"Health: GET /healthz, GET /readyz\n"
+    b"Models: GET /v1/models\nThis interface as OpenAPI: GET /openapi.json\nHealth: GET /healthz, GET /readyz\n"
 )
+
+
+def _any_endpoint(settings: Settings) -> bool:
+    endpoints = settings.config.gateway.http.endpoints
+    return endpoints.chat_completions.enabled or endpoints.responses.enabled
+
+
+def _metrics_here(settings: Settings) -> bool:
+    metrics = settings.config.gateway.metrics
+    return metrics.enabled and metrics.listen is None
+
 
 #: What the gate must know of each route below.
 ROUTES: Mapping[bytes, Route] = {
     b"/": Route((b"GET", b"HEAD"), open=True),
     b"/healthz": Route((b"GET", b"HEAD"), open=True),
     b"/readyz": Route((b"GET", b"HEAD"), open=True),
+    b"/openapi.json": Route((b"GET", b"HEAD"), open=True),
     **dict.fromkeys(
         (b"/v1/chat/completions", b"/chat/completions"),
-        Route((b"POST",), enabled=lambda settings: settings.config.gateway.http.endpoints.chat_completions.enabled, switch=CHAT_SWITCH),
+        Route(
+            (b"POST",), enabled=lambda settings: settings.config.gateway.http.endpoints.chat_completions.enabled, switch=CHAT_SWITCH, endpoint="chat"
+        ),
+    ),
+    b"/metrics": Route((b"GET", b"HEAD"), enabled=_metrics_here, switch="gateway.metrics.enabled", endpoint="metrics", scope="operator.read"),
+    **dict.fromkeys(
+        (b"/v1/models", b"/models", b"/v1/models/*", b"/models/*"),
+        Route((b"GET", b"HEAD"), enabled=_any_endpoint, switch=CHAT_SWITCH, endpoint="models", scope="operator.read"),
     ),
 }
 
@@ -53,8 +81,14 @@ class Api:
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
 
-    def __init__(self, settings: ConfigControl, runs: Runs, bodies: Budget, ticker: Ticker, ready: Callable[[], str | None]) -> None:
-        self._settings, self._runs, self._bodies, self._ticker, self._ready = settings, runs, bodies, ticker, ready
+    def __init__(
+        self, settings: ConfigControl, runs: Runs, bodies: Budget, ticker: Ticker, ready: Callable[[], str | None], inputs: Inputs, keys: Idempotency
+    ) -> None:
+        self._settings, self._runs, self._bodies, self._ticker, self._ready, self._inputs = settings, runs, bodies, ticker, ready, inputs
+        self._keys = keys
+        #: What is measured, as text for Prometheus, where it is.
+        self.metrics: Callable[[], bytes] = bytes
+        self._keyed: Keyed | None = None
 
     @app.route("/", methods=["GET"])
     def about(self, request: GatewayRequest) -> None:
@@ -72,26 +106,68 @@ class Api:
         ready = self._ready() is None
         reply(request, b'{"ready":true}' if ready else b'{"ready":false}', 200 if ready else 503)
 
+    @app.route("/openapi.json", methods=["GET"])
+    def openapi(self, request: GatewayRequest) -> None:
+        """This interface, for programs."""
+        from mayros.web.openapi import document  # few ask for it
+
+        reply(request, document())
+
+    @app.route("/metrics", methods=["GET"])
+    def measured(self, request: GatewayRequest) -> None:
+        """What is measured, for Prometheus."""
+        reply(request, self.metrics(), content_type=METRICS_TYPE)
+
+    @app.route("/models", methods=["GET"])
+    @app.route("/v1/models", methods=["GET"])
+    def models(self, request: GatewayRequest) -> None:
+        """The agents, as OpenAI lists models."""
+        reply(request, model_list(listed(self._settings.current, _asker(request)).values()))
+
+    @app.route("/models/<path:model>", methods=["GET"])
+    @app.route("/v1/models/<path:model>", methods=["GET"])
+    def model(self, request: GatewayRequest, model: bytes) -> None:
+        """One of them."""
+        reply(request, one_model(find(self._settings.current, _asker(request), model)))
+
+    @property
+    def keyed(self) -> Keyed:
+        """Chat requests with an idempotency key."""
+        if self._keyed is None:
+            from mayros.web.keyed import Keyed  # few send one
+
+            self._keyed = Keyed(self._settings, self._runs, self._keys, self._inputs, self._bodies, self._ticker)
+        return self._keyed
+
+    def forget(self) -> None:
+        """Nobody will come back for the streams of runs that have ended."""
+        if self._keyed is not None:
+            self._keyed.streams.close()
+
     @app.route("/chat/completions", methods=["POST"])
     @app.route("/v1/chat/completions", methods=["POST"])
     async def chat(self, request: GatewayRequest) -> None:
         """OpenAI chat completions: one run of an agent."""
-        asked = decode_request(request.body)
-        request.body = b""
-        turn = self._turn(request, asked)
-        request.run_id = turn.run_id
+        settings, principal, header = self._settings.current, _asker(request), request.header
+        if header(b"idempotency-key") is not None or header(b"last-event-id") is not None:
+            await self.keyed.chat(request, principal)
+            return
+        endpoint = settings.config.gateway.http.endpoints.chat_completions
+        body, request.body = request.body, b""
+        asked = await self._inputs.read(body, endpoint)
+        del body
+        turn = await self._inputs.complete(turn_of(header, asked, settings, principal), asked, endpoint, request.take)
+        request.of_run(turn.run_id, turn.agent.id, str(turn.session))
         created = int(time.time())
-        principal = request.principal
-        if principal is None:
-            raise InvalidRequest("This route needs a credential.")
         if asked.stream:
             await self._streamed(request, asked, turn, principal, created)
         else:
             run = self._runs.submit(turn, principal)
             result = await self._end_of(run, request)
+            say_model(request, result)
             if result.outcome != "ok":
-                raise _final(run.error, bool(result.text))
-            reply(request, completion(turn.run_id, created, asked.model, result.text, result.finish_reason, result.usage))
+                raise final_error(run.error, bool(result.text))
+            reply(request, completion(turn.run_id, created, asked.model, result.text, result.finish_reason, result.usage, result.calls))
 
     async def _streamed(self, request: GatewayRequest, asked: ChatRequest, turn: Turn, principal: Principal, created: int) -> None:
         stream = EventStream(request, Stream(turn.run_id, created, asked.model), self._ticker, stream_headers)
@@ -101,13 +177,14 @@ class Api:
         except BaseException:
             stream.abandon()
             raise
+        say_model(request, result)
         if result.outcome == "ok":
             stream.finish(result, asked.include_usage)
         elif stream.started:
-            stream.fail(_final(run.error, True))
+            stream.fail(final_error(run.error, True))
         else:
             stream.abandon()
-            raise _final(run.error, bool(result.text))
+            raise final_error(run.error, bool(result.text))
 
     async def _end_of(self, run: Run, request: GatewayRequest) -> RunResult:
         """Wait for a run; when the client leaves, the run loses its owner, and keeps its part of the body budget until it has ended."""
@@ -119,75 +196,12 @@ class Api:
             run.lost()
             raise
 
-    def _turn(self, request: GatewayRequest, asked: ChatRequest) -> Turn:
-        settings = self._settings.current
-        directory = settings.directory
-        get = request.header
-        agent = None
-        named = _one(get(b"x-mayros-agent-id"), "x-mayros-agent-id") or _one(get(b"x-mayros-agent"), "x-mayros-agent")
-        if named is not None:
-            if not AGENT_ID.fullmatch(named):
-                raise AgentNotFound(
-                    f"x-mayros-agent-id is not an agent id. Configured agents: {', '.join(sorted(directory.agents))}.", param="x-mayros-agent-id"
-                )
-            agent = directory.agent(named, "x-mayros-agent-id")
-        key = _one(get(b"x-mayros-session-key"), "x-mayros-session-key")
-        agent, session, stateless = directory.http_session(agent, asked.model, key, asked.user)
-        messages = asked.messages
-        if not stateless:
-            messages = messages[asked.new_from :]
-            if not messages:
-                raise InvalidRequest(
-                    "There is nothing new after the last assistant message: this session keeps its own history and takes what follows it.",
-                    param="messages",
-                )
-        return Turn(
-            run_id=new_id(),
-            agent=agent,
-            session=session,
-            stateless=stateless,
-            messages=messages,
-            door="chat",
-            extra_system=asked.system,
-            sampling=Sampling(**asked.sampling) if asked.sampling else _NOTHING_ASKED,
-            timeout_seconds=agent.timeout_seconds,
-            metadata=asked.metadata,
-            tools=settings.config.gateway.http.endpoints.chat_completions.tools,
-        )
 
-
-_NOTHING_ASKED = Sampling()
-
-
-def stream_headers(request: GatewayRequest) -> None:
-    """The head of an event stream."""
-    request.common_headers()
-    put = request.responseHeaders.setRawHeaders
-    put(b"Content-Type", [_EVENT_STREAM])
-    put(b"Cache-Control", [b"no-store, no-transform"])
-    put(b"X-Accel-Buffering", [b"no"])
-
-
-def _one(lines: Any, name: str) -> str | None:
-    """The value of a header that may come once; blank is not given."""
-    if not lines:
-        return None
-    if len(lines) > 1:
-        raise InvalidRequest(f"{name} may be sent once.", param=name)
-    try:
-        text: str = lines[0].decode().strip()
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"{name} must be UTF-8.", param=name) from None
-    return text or None
-
-
-def _final(error: Exception | None, spoken: bool) -> GatewayError:
-    """The error of an ended run; a client must not retry by itself what has already done something."""
-    if not isinstance(error, GatewayError):
-        return GatewayError(should_retry=False if spoken else None)
-    if spoken and error.should_retry is None:
-        error.should_retry = False
-    return error
+def _asker(request: GatewayRequest) -> Principal:
+    """Who asks, on routes that are not open."""
+    if request.principal is None:
+        raise Unauthorized
+    return request.principal
 
 
 class Root(Resource):
@@ -198,39 +212,44 @@ class Root(Resource):
     def __init__(self, api: Api, control: Resource) -> None:
         super().__init__()
         self._api, self._control = api, control
-        self._klein = api.app.resource()
-        self._fixed = {
-            (method.encode(), rule.rule.encode()): rule.endpoint
+        # What stands before a parameter, which is always at the end, is the key; the gate's table has `*` there.
+        self._endpoints = {
+            (method.encode(), rule.rule.partition("<")[0].encode()): rule.endpoint
             for rule in Api.app.url_map.iter_rules()
-            if not rule.arguments
             for method in rule.methods or ()
         }
 
     def render(self, request: GatewayRequest) -> Any:
-        """See Resource.render; refused requests never get here."""
+        """See Resource.render; refused requests, and addresses that are none of the gate's, never get here."""
         if request.upgrade:
             return self._control.render(request)
         path = request.path
         if len(path) > 1 and path[-1:] == b"/":
             path = path[:-1]
         if request.method == b"OPTIONS":
-            request.setResponseCode(204)
-            request.common_headers()
-            request.setHeader(b"Allow", ROUTES[path].allow.encode())
-            request.finish()
+            self._options(request, path)
             return NOT_DONE_YET
-        endpoint = self._fixed.get((request.method, path))
+        endpoint = self._endpoints.get((request.method, path))
         if endpoint is None:
-            try:
-                return self._klein.render(request)
-            except BadHost:
-                failed(request, Failure(InvalidRequest("Send exactly one valid Host header.")))
-                return NOT_DONE_YET
-        task = cast("Deferred[Any] | None", self._api.app.execute_endpoint(endpoint, request))
+            base, rest = split_path(path)
+            answer = self._api.app.execute_endpoint(self._endpoints[request.method, base], request, rest)
+        else:
+            answer = self._api.app.execute_endpoint(endpoint, request)
+        task = cast("Deferred[Any] | None", answer)
         if task is not None:
             request.task = task
             task.addErrback(self._failed, request)
         return NOT_DONE_YET
+
+    @staticmethod
+    def _options(request: GatewayRequest, path: bytes) -> None:
+        """What an address takes, also for pages of other origins that may ask."""
+        route = route_of(ROUTES, path)
+        assert route is not None
+        request.lines += request.channel.site.gate.cors.preflight(request.header, route.allow)
+        request.setResponseCode(204)
+        request.setHeader(b"Allow", route.allow.encode())
+        request.finish()
 
     @staticmethod
     def _failed(failure: Failure, request: GatewayRequest) -> None:
@@ -238,13 +257,3 @@ class Root(Resource):
             forget(failure)
         else:
             failed(request, failure)
-
-
-@Api.app.handle_errors(HTTPException)  # type: ignore[arg-type]
-def _not_routed(self: Api, request: GatewayRequest, failure: Failure) -> None:
-    failed(request, Failure(UnknownUrl("There is nothing at this address.")))
-
-
-@Api.app.handle_errors(Exception)  # type: ignore[arg-type]
-def _unexpected(self: Api, request: GatewayRequest, failure: Failure) -> None:
-    failed(request, failure)

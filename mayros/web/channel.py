@@ -21,7 +21,7 @@ from mayros.core.keys import new_id
 from mayros.errors import GatewayError, InvalidRequest, RequestTimeout, Unavailable
 from mayros.web.gate import forbidden_proxy
 from mayros.web.request import JSON, LINGER_SECONDS, GatewayRequest, error_headers
-from mayros.wire.chat import error_body
+from mayros.wire.errors import error_body
 
 if TYPE_CHECKING:
     from mayros.web.site import GatewaySite
@@ -38,6 +38,8 @@ class GatewayChannel(HTTPChannel):
     _host: Any = None
     #: The head is complete, the body is not, and its time does not run yet.
     body_due = False
+    #: Heads of requests that came.
+    asked = 0
 
     def connectionMade(self) -> None:
         """Count it; one too many is told so and closed."""
@@ -45,7 +47,7 @@ class GatewayChannel(HTTPChannel):
         self._real_peer = peer_of(innermost(self.transport))
         key = self.site.gate.rules.connection_key(self._real_peer)
         if not self.site.connections.enter(key):
-            self.refuse(Unavailable("Too many connections. Try again shortly."), new_id())
+            self.refuse(Unavailable("Too many connections. Try again shortly."))
             self.loseConnection()
             return
         self._counted = (key,)
@@ -78,8 +80,11 @@ class GatewayChannel(HTTPChannel):
         lines = [b"%b %b %b" % (version, code, reason)]
         lines += [b"%b: %b" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]
         request: GatewayRequest = self.requests[0]
-        if request.common:
-            lines += (self.site.common_block(), b"X-Request-Id: " + request.request_id.encode())
+        if request.request_id:
+            lines += (self.site.common_block(), *request.head_lines())
+        if self.site.draining and self.persistent:  # it was asked before the stop
+            self.persistent = False
+            lines.append(b"Connection: close")
         self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
 
     def client_address(self, headers: Callable[[bytes], Any]) -> Address:
@@ -95,6 +100,7 @@ class GatewayChannel(HTTPChannel):
     def allHeadersReceived(self) -> None:
         """Judge the request before its body."""
         request = self.requests[-1]
+        self.asked += 1
         self.persistent = self.checkPersistence(request, self._version)
         if self.site.draining:
             self.persistent = False
@@ -119,10 +125,10 @@ class GatewayChannel(HTTPChannel):
         if request is not None and request.request_id:
             request.refuse_unread(error)
         else:
-            self.refuse(error, new_id())
+            self.refuse(error)
 
-    def refuse(self, error: GatewayError, request_id: str) -> None:
-        """Write a whole answer outside the request's own course, with `Connection: close`."""
+    def refuse(self, error: GatewayError, *own: bytes) -> None:
+        """Write a whole answer outside the request's own course, with `Connection: close`. `own`: the header lines of a request that has begun."""
         self.persistent, self._refused, self.body_due = False, True, False
         self.setTimeout(LINGER_SECONDS)
         body = error_body(error)
@@ -133,7 +139,7 @@ class GatewayChannel(HTTPChannel):
             b"Content-Type: " + JSON,
             b"Content-Length: %d" % len(body),
             b"Connection: close",
-            b"X-Request-Id: " + request_id.encode(),
+            *(own or (b"X-Request-Id: " + new_id().encode(), b"OpenAI-Processing-Ms: 0")),
             *(b"%b: %b" % pair for pair in error_headers(error)),
         ]
         self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
@@ -162,7 +168,7 @@ class GatewayChannel(HTTPChannel):
 
     @property
     def idle(self) -> bool:
-        """Between requests."""
+        """Between requests, or before the first one."""
         return not self.requests
 
     def hand_over(self) -> Callable[[], None]:

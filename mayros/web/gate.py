@@ -1,7 +1,7 @@
 """The gate: whether a request may come in, judged at the end of its headers, before a byte of its body is kept. Pure.
 
-In order: is it well formed, is there such a route, does it take the method, is it enabled, who asks, and would its body be taken. Imports
-core, config and errors. Source: security notes, sections 2, 3 and 4a.
+In order: is it well formed, is there such a route, does it take the method, is it enabled, who asks, may he, would its body be taken, and has he
+asked too often. Imports core, config and errors. Source: security notes, sections 2, 3 and 4a.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from mayros.core.address import Address, AddressRules, Headers
-from mayros.core.auth import Authenticator
+from mayros.core.auth import Authenticator, grants
 from mayros.core.ports import Principal
+from mayros.core.quota import Quotas, quota_headers
 from mayros.core.routing import Settings
 from mayros.errors import (
     EndpointDisabled,
@@ -24,15 +25,21 @@ from mayros.errors import (
     UnknownUrl,
     UnsupportedMediaType,
 )
+from mayros.web.cors import Cors
 
 
 class Route(msgspec.Struct, frozen=True):
-    """What the gate must know of one address. `open` ones need no credential; `enabled` None: always."""
+    """What the gate must know of one address. `open` ones need no credential; `enabled` None: always.
+
+    `endpoint` is what tokens are narrowed to (core/api_tokens.py), `scope` what its caller must have.
+    """
 
     methods: tuple[bytes, ...]
     open: bool = False
     enabled: Callable[[Settings], bool] | None = None
     switch: str = ""
+    endpoint: str = ""
+    scope: str = "operator.write"
 
     @property
     def allow(self) -> str:
@@ -51,11 +58,12 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Admit(msgspec.Struct, frozen=True):
-    """The request may come in; `principal` None: the route is open, or the WebSocket door judges by itself."""
+    """The request may come in; `principal` None: the route is open, or the WebSocket door judges by itself. `lines`: headers of its answer."""
 
     principal: Principal | None
     max_body: int
     upgrade: bool = False
+    lines: tuple[bytes, ...] = ()
 
 
 class UnsupportedVersion(GatewayError):
@@ -64,17 +72,35 @@ class UnsupportedVersion(GatewayError):
     status, type, code, frame_code = 505, "invalid_request_error", "unsupported_version", "INVALID_REQUEST"
 
 
+def route_of(routes: Mapping[bytes, Route], path: bytes) -> Route | None:
+    """The route of a path without a final slash. A key that ends in `/*` stands for all that is below it."""
+    route = routes.get(path)
+    if route is None:
+        base, rest = split_path(path)
+        route = routes.get(base + b"*") if rest else None
+    return route
+
+
+def split_path(path: bytes) -> tuple[bytes, bytes]:
+    """What stands before and after the slash behind the resource's name: `/v1/models/` and `mayros/main`."""
+    cut = path.find(b"/", 4 if path.startswith(b"/v1/") else 1) + 1
+    return path[:cut], path[cut:]
+
+
 METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"})
 _JSON = b"application/json"
 _CHARSETS = (b"", b"charset=utf-8", b'charset="utf-8"')
 
 
 class Gate:
-    """Judges by one configuration; `routes` is keyed by path without a final slash."""
+    """Judges by one configuration; `routes` is keyed by path without a final slash. `quotas` None: nobody has a limit."""
 
-    def __init__(self, settings: Settings, rules: AddressRules, authenticator: Authenticator, routes: Mapping[bytes, Route]) -> None:
-        self._settings, self._rules, self._authenticator, self._routes = settings, rules, authenticator, routes
+    def __init__(
+        self, settings: Settings, rules: AddressRules, authenticator: Authenticator, routes: Mapping[bytes, Route], quotas: Quotas | None = None
+    ) -> None:
+        self._settings, self._rules, self._authenticator, self._routes, self._quotas = settings, rules, authenticator, routes, quotas
         self._max_body = settings.config.gateway.http.max_body_bytes
+        self.cors = Cors(settings.config.gateway.http.cors.allowed_origins)
 
     @property
     def rules(self) -> AddressRules:
@@ -91,7 +117,7 @@ class Gate:
         path = head.path
         if len(path) > 1 and path[-1:] == b"/":
             path = path[:-1]
-        route = self._routes.get(path)
+        route = route_of(self._routes, path)
         if route is None:
             raise UnknownUrl(f"There is nothing at {head.path[:80].decode('latin-1')!r}. The chat endpoint is POST /v1/chat/completions.")
         if head.method == b"OPTIONS":
@@ -101,12 +127,21 @@ class Gate:
         if route.enabled is not None and not route.enabled(self._settings):
             raise EndpointDisabled(f"This endpoint is disabled. Set {route.switch}: true in the gateway's configuration.")
         principal = None if route.open else self._authenticator.http(headers, address, now)
+        if principal is not None:
+            _allowed(route, principal)
         if head.method != b"POST":
-            return Admit(principal, 0) if length == 0 else self._no_body()
+            return Admit(principal, 0, lines=self._limits(principal, now, False)) if length == 0 else self._no_body()
         self._content(headers)
         if length is not None and length > self._max_body:
             raise RequestTooLarge(f"The body has {length if length < 10**15 else 'too many'} bytes; this gateway takes {self._max_body}.")
-        return Admit(principal, self._max_body)
+        return Admit(principal, self._max_body, lines=self._limits(principal, now, True))
+
+    def _limits(self, principal: Principal | None, now: float, counts: bool) -> tuple[bytes, ...]:
+        """What the caller is told of its limits; `counts`: the request is one of those that are limited. Raises TooManyRequests."""
+        if principal is None or self._quotas is None or (principal.rpm is None and principal.day_tokens is None):
+            return ()
+        quota = self._quotas.take(principal, now) if counts else self._quotas.look(principal, now)
+        return () if quota is None else tuple(f"{name}: {value}".encode("ascii") for name, value in quota_headers(quota))
 
     def _well_formed(self, head: Head) -> None:
         http11 = head.version == b"HTTP/1.1"
@@ -139,6 +174,14 @@ class Gate:
         encodings = headers(b"content-encoding")
         if encodings and any(line.strip().lower() not in (b"", b"identity") for line in encodings):
             raise UnsupportedMediaType("Send the body without a content encoding; it is never inflated.")
+
+
+def _allowed(route: Route, principal: Principal) -> None:
+    """Raise Forbidden where a token is not for this endpoint, or lacks its scope."""
+    if principal.endpoints is not None and route.endpoint not in principal.endpoints:
+        raise Forbidden(f"This token may not use this endpoint. Its endpoints: {', '.join(sorted(principal.endpoints))}.")
+    if not grants(principal.scopes, route.scope):
+        raise Forbidden(f"missing scope: {route.scope}")
 
 
 def forbidden_proxy() -> Forbidden:

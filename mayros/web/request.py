@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -17,9 +18,12 @@ from mayros.core.address import Address
 from mayros.core.address import Headers as HeaderLines
 from mayros.core.keys import new_id
 from mayros.core.ports import Principal
-from mayros.errors import GatewayError, MethodNotAllowed, RequestTooLarge, TooManyAuthFailures, Unauthorized, Unavailable, bare
+from mayros.core.quota import TooManyRequests, quota_headers
+from mayros.core.tracing import Trace
+from mayros.core.tracing import parse as parse_trace
+from mayros.errors import GatewayError, MethodNotAllowed, RequestTooLarge, Stopping, TooManyAuthFailures, Unauthorized, Unavailable, bare
 from mayros.web.gate import Head
-from mayros.wire.chat import error_body
+from mayros.wire.errors import error_body
 
 if TYPE_CHECKING:
     from mayros.web.channel import GatewayChannel
@@ -30,6 +34,8 @@ log = Logger()
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 64 << 20
 JSON = b"application/json"
+#: What stays as it is in header values that are percent-encoded.
+_PLAIN = "/:@+,="
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -44,11 +50,19 @@ class GatewayRequest(Request):
     #: All lines of a request header by its lower-case name.
     header: HeaderLines
     request_id = ""
-    common = False
     run_id: str | None = None
+    #: Whether the answer is pushed, and when its head was written, in milliseconds since the request came; a stream's waits for the first words.
+    stream = False
+    head_ms: float | None = None
+    #: What the client calls the whole of which this request is a part, if it says so (core/tracing.py).
+    trace: Trace | None = None
+    #: `provider/model`, once one has answered.
+    model = ""
     task: Deferred[Any] | None = None
     upgrade = False
     body: bytes | bytearray = b""
+    #: Header lines of the answer, whatever it will be; the channel writes them as they are.
+    lines: tuple[bytes, ...] = ()
     _max_body = 0
     _share = 0
     _dropped = -1
@@ -65,18 +79,25 @@ class GatewayRequest(Request):
         self.header = get = {name.lower(): lines for name, lines in self.requestHeaders.getAllRawHeaders()}.get
         ids = get(b"x-request-id")
         self.request_id = ids[0].decode() if ids and len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]) else new_id()
+        if (traces := get(b"traceparent")) is not None and len(traces) == 1:
+            self.trace = parse_trace(traces[0])
+        self.lines = site.gate.cors.lines(get(b"origin"))
         try:
             self.address = self.channel.client_address(get)
             admit = site.gate.check(Head(command, self.path, version, get, length), self.address, self.started)
+            if site.draining and (self.channel.asked > 1 or admit.upgrade):
+                raise Stopping
             self.principal, self._max_body, self.upgrade = admit.principal, admit.max_body, admit.upgrade
+            self.lines += admit.lines
             if length:
-                self._take(length)
+                self.take(length)
         except GatewayError as error:
             self.refusal = bare(error)
             if length != 0:
                 self.refuse_unread(error)
 
-    def _take(self, count: int) -> None:
+    def take(self, count: int) -> None:
+        """Set bytes of the body budget aside for this request, until it is finished. Raises Unavailable."""
         if not self.channel.site.bodies.take(count):
             raise Unavailable("There is no room for the body right now. Try again shortly.")
         self._share += count
@@ -93,7 +114,7 @@ class GatewayRequest(Request):
             if size > self._max_body:
                 raise RequestTooLarge(f"The body is larger than the {self._max_body} bytes that this gateway takes.")
             if size > self._share:
-                self._take(size - self._share)
+                self.take(size - self._share)
         except GatewayError as error:
             self.refuse_unread(error)
             return
@@ -129,15 +150,28 @@ class GatewayRequest(Request):
         except Exception:  # noqa: BLE001  a defect in one request must not end the connection's parser
             failed(self, Failure())
 
-    def common_headers(self) -> None:
-        """What every answer carries; the channel writes it as one block."""
-        self.common = True
+    def of_run(self, run_id: str, agent_id: str, session_key: str) -> None:
+        """The answer is that of this run."""
+        self.run_id = run_id
+        about = f"X-Mayros-Run-Id: {run_id}\r\nX-Mayros-Agent-Id: {agent_id}\r\nX-Mayros-Session-Key: {quote(session_key, _PLAIN)}"
+        self.lines = (*self.lines, about.encode("ascii"))
+
+    def answered(self, provider: str, model: str) -> None:
+        """The model that answers, after fallbacks. The first one holds, as the head of a stream is sent once."""
+        if not self.model:
+            self.model = f"{provider}/{model}"
+            self.lines = (*self.lines, b"X-Mayros-Model: " + quote(self.model, _PLAIN).encode("ascii"))
+
+    def head_lines(self) -> tuple[bytes, ...]:
+        """The header lines that belong to this request alone, with what it has taken until now."""
+        self.head_ms = took = (self.channel.site.reactor.seconds() - self.started) * 1000
+        return (b"X-Request-Id: " + self.request_id.encode(), b"OpenAI-Processing-Ms: %d" % took, *self.lines)
 
     def refuse_unread(self, error: GatewayError) -> None:
         """Write a whole answer now; what still comes of the body is dropped, then the connection is closed."""
         self._dropped, self.body = 0, b""
         self.give_share()
-        self.channel.refuse(error, self.request_id)
+        self.channel.refuse(error, *self.head_lines())
         self.code = error.status
         self.channel.site.log(self)
 
@@ -183,6 +217,8 @@ def error_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
         pairs.append((b"Accept-Encoding", b"identity"))
     if error.retry_after is not None:
         pairs.append((b"Retry-After", b"%d" % error.retry_after))
+    if isinstance(error, TooManyRequests):
+        pairs += [(name.encode(), value.encode()) for name, value in quota_headers(error.quota)]
     if error.should_retry is not None or isinstance(error, TooManyAuthFailures):
         pairs.append((b"X-Should-Retry", b"true" if error.should_retry else b"false"))
     return pairs
@@ -191,7 +227,6 @@ def error_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
 def reply(request: GatewayRequest, body: bytes, code: int = 200, content_type: bytes = JSON) -> None:
     """A whole answer."""
     request.setResponseCode(code)
-    request.common_headers()
     put = request.responseHeaders.setRawHeaders
     put(b"Cache-Control", [b"no-store"])
     put(b"Content-Type", [content_type])

@@ -23,7 +23,10 @@ IDLE_SECONDS = 60.0
 
 
 class Access(msgspec.Struct, gc=False, omit_defaults=True):
-    """One line of the access log. `ms` from the first header to the last byte handed to the socket; code 499: the client left."""
+    """One line of the access log. `ms` from the first header to the last byte handed to the socket; code 499: the client left.
+
+    `ttft_ms`: until the head of a `stream`, which waits for the first words. `trace`: the id of the client's trace.
+    """
 
     time: float
     request: str
@@ -35,6 +38,9 @@ class Access(msgspec.Struct, gc=False, omit_defaults=True):
     ms: float
     run: str | None = None
     principal: str | None = None
+    stream: bool = False
+    ttft_ms: float | None = None
+    trace: str | None = None
 
 
 class GatewaySite(Site):
@@ -63,6 +69,10 @@ class GatewaySite(Site):
         self.body_seconds, self._record, self._wall = body_seconds, record, wall
         self._block: tuple[int, bytes] = (0, b"")
 
+    def limit(self, body_seconds: float, head_seconds: float) -> None:
+        """Hold these limits for what comes from now on."""
+        self.body_seconds, self.timeOut = body_seconds, min(IDLE_SECONDS, head_seconds)
+
     def startFactory(self) -> None:
         """No log file of Twisted's: lines go to `record`."""
 
@@ -78,11 +88,19 @@ class GatewaySite(Site):
         return self._block[1]
 
     def drain(self) -> None:
-        """The gateway stops: connections between requests are closed, others after their answer."""
+        """The gateway stops: the first request of a connection is served, later ones are refused, and after an answer the connection is closed."""
         self.draining = True
+
+    def close_idle(self, new: bool) -> None:
+        """Close connections between requests; with `new` also those that have not asked for anything yet."""
         for channel in list(self.channels):
-            if channel.idle:
+            if channel.idle and (new or channel.asked):
                 channel.loseConnection()
+
+    @property
+    def pending(self) -> bool:
+        """Whether a client waits for an answer, or has connected and may be about to ask."""
+        return any(not channel.idle or not channel.asked for channel in self.channels)
 
     def abort_all(self) -> None:
         """Close whatever is left."""
@@ -107,6 +125,9 @@ class GatewaySite(Site):
                     round((self.reactor.seconds() - request.started) * 1000, 2),
                     request.run_id,
                     request.principal.id if request.principal is not None else None,
+                    request.stream,
+                    round(request.head_ms, 2) if request.stream and request.head_ms is not None else None,
+                    request.trace.id if request.trace is not None else None,
                 )
             )
         except Exception:  # noqa: BLE001  see above

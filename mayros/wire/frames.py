@@ -5,19 +5,20 @@
                         {"type":"event", "event", "payload"?, "seq"?, "stateVersion"?}
 
 Unknown keys are ignored in frames and in `connect`, and refused by name in the parameters of methods. What is wrong with a frame is said in
-the words that clients of this protocol know (those of a JSON schema validator). Imports msgspec and mayros.errors.
+the words that clients of this protocol know (those of a JSON schema validator). Imports wire.words and mayros.errors.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from mayros.errors import GatewayError, InvalidRequest
+from mayros.wire.words import describe
 
 PROTOCOL_MIN, PROTOCOL_MAX = 3, 4
 #: Largest message after and before `hello-ok`, and most bytes that may wait for one client.
@@ -185,36 +186,33 @@ def _not_a_request(value: object) -> NotARequest:
     return NotARequest(own if usable else "invalid", "; ".join(problems))
 
 
-_KINDS = {"str": "string", "int": "integer", "bool": "boolean", "float": "number", "array": "array", "object": "object", "null": "null"}
-_WORDS: Sequence[tuple[re.Pattern[str], str]] = (
-    (re.compile(r"Expected `str` of length >= (\d+)"), "must NOT have fewer than {0} characters"),
-    (re.compile(r"Expected `str` of length <= (\d+)"), "must NOT have more than {0} characters"),
-    (re.compile(r"Expected `int(?: \| null)?` (>=|<=) (-?\d+)"), "must be {0} {1}"),
-    (re.compile(r"Object missing required field `(\w+)`"), "must have required property '{0}'"),
-    (re.compile(r"Object contains unknown field `([^`]{1,64})"), "unexpected property '{0}'"),
-    (re.compile(r"Invalid enum value"), "must be equal to one of the allowed values"),
-)
-
-
-def describe(error: msgspec.ValidationError) -> str:
-    """What is wrong with parameters, in a schema validator's words: `at /timeout: must be integer`. Never shows a value."""
-    text, _, path = str(error).partition(" - at `$")
-    said = next((words.format(*found.groups()) for pattern, words in _WORDS if (found := pattern.match(text)) is not None), None)
-    if said is None:
-        found = re.match(r"Expected `(\w+)", text)
-        said = f"must be {_KINDS.get(found[1], found[1])}" if found is not None else "is not valid"
-    pointer = path.rstrip("`").replace("[...]", "/*").replace("[", "/").replace("]", "").replace(".", "/")
-    return f"at {pointer}: {said}" if pointer else said
-
-
 def parse_connect(params: msgspec.Raw) -> Connect:
-    """The parameters of `connect`; InvalidRequest says what is wrong with them."""
+    """The parameters of `connect`; InvalidRequest names everything that is missing, or the first wrong type."""
     try:
         return _connect(params)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"invalid connect params: {describe(error)}") from None
+        problems = _missing(params) or [describe(error)]
+        raise InvalidRequest(f"invalid connect params: {'; '.join(problems)}") from None
     except _UNREADABLE:
         raise InvalidRequest("invalid connect params: is not valid JSON") from None
+
+
+def _missing(params: msgspec.Raw) -> list[str]:
+    """What `connect` has to have and has not, also in the objects in it."""
+    problems: list[str] = []
+    given: Mapping[str, msgspec.Raw] = {"": params}
+    for name, kind in (("", Connect), ("client", Client), ("device", Device)):
+        if name not in given:
+            continue
+        try:
+            parts = _parts(given[name])
+        except msgspec.ValidationError:  # no object, which is told instead
+            continue
+        where = f"at /{name}: " if name else ""
+        problems += [f"{where}must have required property '{key}'" for key in _fields(kind)[1] if key not in parts]
+        if not name:
+            given = parts
+    return problems
 
 
 Params = TypeVar("Params", bound=msgspec.Struct)
@@ -227,8 +225,11 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[frozenset[str], tuple[str, ...]
     return frozenset(field.encode_name for field in fields), tuple(field.encode_name for field in fields if field.required)
 
 
-def parse_params(kind: type[Params], params: msgspec.Raw, method: str) -> Params:
-    """The strict parameters of a method. InvalidRequest names everything that is missing or unknown, or the first wrong type."""
+def parse_params(kind: type[Params], params: msgspec.Raw, method: str, large: Collection[str] = ()) -> Params:
+    """The strict parameters of a method. InvalidRequest names everything that is missing or unknown, or the first wrong type.
+
+    `large` parameters may have more than MAX_STRUCTURE bytes: their types make sure that nothing but texts is kept of them.
+    """
     known, required = _fields(kind)
     try:
         parts = {} if bytes(params) == b"null" else _parts(params)
@@ -237,7 +238,9 @@ def parse_params(kind: type[Params], params: msgspec.Raw, method: str) -> Params
         problems += [f"at root: unexpected property '{name}'" for name in unknown]
         # Only one long text is cheap to read; a million small values would hold everybody up.
         problems += [
-            f"at /{name}: is too large" for name, part in parts.items() if len(part) > MAX_STRUCTURE and bytes(part)[:1] != b'"' and name in known
+            f"at /{name}: is too large"
+            for name, part in parts.items()
+            if len(part) > MAX_STRUCTURE and bytes(part)[:1] != b'"' and name in known and name not in large
         ]
         if not problems:
             return msgspec.json.decode(params, type=kind)
@@ -248,8 +251,10 @@ def parse_params(kind: type[Params], params: msgspec.Raw, method: str) -> Params
     raise InvalidRequest(f"invalid {method} params: {'; '.join(problems)}")
 
 
-def canonical(params: msgspec.Raw) -> bytes:
-    """The same JSON with keys in order and no blanks, for a digest. `params` must have been parsed before."""
+def canonical(params: msgspec.Raw, without: str = "") -> bytes:
+    """The same JSON with keys in order and no blanks, for a digest. `params` must have been parsed before; the parameter `without` is left out."""
+    if without and without in (parts := _parts(params)):
+        params = msgspec.Raw(_encode({name: part for name, part in parts.items() if name != without}))
     return msgspec.json.encode(msgspec.json.decode(params), order="sorted")
 
 

@@ -1,4 +1,4 @@
-"""Server-sent events: the incremental decoder. No I/O; imports nothing of ours.
+"""Server-sent events: the incremental decoder, and the ids of our own events. No I/O; imports nothing of ours.
 
 The rules are WHATWG's ("Server-sent events", 9.2.6): lines end with LF, CR or CRLF, a blank line ends an event, a line that starts with a
 colon is a comment, unknown fields are ignored, a byte order mark at the start is skipped. `id` and `retry` are of no use here and ignored.
@@ -46,6 +46,8 @@ class Decoder:
             self._start = None
             data = data.removeprefix(_MARK)
         if self._after_cr or b"\r" in data:
+            if not self._pending and not self._after_cr and len(data) <= self._limit and (whole := _whole(data)) is not None:
+                return whole
             data = self._line_feeds(data)
         if self._pending:
             ends_here = data[:1] == b"\n" and self._pending[-1][-1:] == b"\n"
@@ -64,6 +66,9 @@ class Decoder:
         for block in blocks:
             if block[:6] == b"data: " and b"\n" not in block and (bounded or len(block) <= self._limit):
                 events.append((b"", block[6:]))
+            elif block[:7] == b"event: " and block.count(b"\n") == 1 and b"\ndata: " in block and (bounded or len(block) <= self._limit):
+                name, _, data = block[7:].partition(b"\ndata: ")
+                events.append((name, data))
             elif (event := self._fields(block)) is not None:
                 events.append(event)
         return events
@@ -88,7 +93,8 @@ class Decoder:
         if self._after_cr and data[:1] == b"\n":
             data = data[1:]
         self._after_cr = data[-1:] == b"\r"
-        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        # Split and joined: a third of the time of `replace` with two bytes.
+        return b"\n".join(data.split(b"\r\n")).replace(b"\r", b"\n")
 
     def _fields(self, block: bytes) -> Event | None:
         """An event by the full rules, or None where there is no data."""
@@ -103,3 +109,20 @@ class Decoder:
             elif field == b"event":
                 name = value[1:] if value[:1] == b" " else value
         return (name, b"\n".join(lines)) if lines else None
+
+
+def _whole(data: bytes) -> list[Event] | None:
+    """The events of a read of nothing but whole ones of one line each, all ended by CRLF, as Google sends them; else None. Saves a copy."""
+    if not data.endswith(b"\r\n\r\n"):
+        return None
+    events = []
+    for block in data[:-4].split(b"\r\n\r\n"):
+        if block[:6] != b"data: " or b"\n" in block or b"\r" in block:
+            return None
+        events.append((b"", block[6:]))
+    return events
+
+
+def numbered(events: bytes, stream: bytes, first: int) -> list[bytes]:
+    """Each of some whole events (ended by blank lines, as we write them) with its id, `<stream>:<number>`; they are numbered from `first`."""
+    return [b"id: %b:%d\n%b\n\n" % (stream, number, event) for number, event in enumerate(events.split(b"\n\n")[:-1], first)]

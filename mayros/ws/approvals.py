@@ -16,18 +16,18 @@ class Approvers:
     def __init__(self, broadcaster: Broadcaster) -> None:
         self._broadcaster = broadcaster
 
-    def present(self) -> bool:
+    def present(self, session: str) -> bool:
         """See core.approvals.Audience."""
-        return self._broadcaster.anyone(SCOPE)
+        return self._broadcaster.anyone(SCOPE, session)
 
     def requested(self, approval: Approval) -> None:
         """See core.approvals.Audience."""
-        self._broadcaster.publish("exec.approval.requested", asked(approval), SCOPE, True)
+        self._broadcaster.publish("exec.approval.requested", asked(approval), SCOPE, True, session=approval.question.session_key or "")
 
     def resolved(self, approval: Approval, now_ms: int) -> None:
         """See core.approvals.Audience. `decision` is null where nobody decided."""
         payload = {"id": approval.id, "decision": approval.decision, "resolvedBy": approval.resolved_by, "ts": now_ms}
-        self._broadcaster.publish("exec.approval.resolved", payload, SCOPE, True)
+        self._broadcaster.publish("exec.approval.resolved", payload, SCOPE, True, session=approval.question.session_key or "")
 
 
 def asked(approval: Approval) -> Mapping[str, object]:

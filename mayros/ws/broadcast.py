@@ -13,7 +13,8 @@ import msgspec
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from mayros.core.ports import Clock, Run, Runs
+from mayros.core.ports import Clock, Principal, Run, Runs
+from mayros.core.reach import sees, space_of
 from mayros.wire.frames import MAX_PAYLOAD, TICK_MS, event_head, frame_head, text_frame
 from mayros.ws.feed import RunFeed
 from mayros.ws.presence import Presence
@@ -53,6 +54,11 @@ class Subscriber(Protocol):
         """The version spoken; asked after `hello-ok`."""
         ...
 
+    @property
+    def principal(self) -> Principal:
+        """Who it is; asked after `hello-ok`."""
+        ...
+
     def may(self, scope: str) -> bool:
         """Whether it has a scope."""
         ...
@@ -62,14 +68,15 @@ class Subscriber(Protocol):
 
 class Peer:
     """What is kept for one connection: its own count on protocol 4, where each run's merged texts begin (assistant, thinking), and of
-    which runs it has missed what was told in `chat`."""
+    which runs it has missed what was told in `chat`. `space`: the only name space of sessions that it hears of; None: of all."""
 
-    __slots__ = ("behind", "link", "missed", "own_seq", "send", "seq")
+    __slots__ = ("behind", "link", "missed", "own_seq", "send", "seq", "space")
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.link = subscriber.link
         self.send = subscriber.link.send_frame
         self.own_seq = subscriber.protocol >= _PER_CLIENT_SEQ
+        self.space = subscriber.principal.space
         self.seq = 0
         self.behind: dict[str, tuple[int, int]] = {}
         self.missed: set[str] = set()
@@ -142,9 +149,9 @@ class Broadcaster:
         if peer is not None and (peer.behind or peer.missed):
             self._feed.drained(peer)
 
-    def anyone(self, scope: str) -> bool:
-        """Whether a client is connected that has the scope."""
-        return any(subscriber.may(scope) for subscriber in self._peers)
+    def anyone(self, scope: str, session: str) -> bool:
+        """Whether a client is connected that has the scope and may know of the session."""
+        return any(subscriber.may(scope) and sees(subscriber.principal, session) for subscriber in self._peers)
 
     def follow_tools(self, subscriber: Subscriber, run: Run) -> None:
         """The client, which has started the run and wants to hear of its tools, hears of them until the run ends."""
@@ -161,13 +168,18 @@ class Broadcaster:
 
     # What is told
 
-    def publish(self, event: str, payload: object, scope: str | None = None, droppable: bool = False, state_version: bool = False) -> None:
-        """Tell all clients that have the scope (None: all). `payload` is anything that becomes JSON; a slow client misses what is droppable."""
-        self._publish(event, _encode(payload), scope, droppable, state_version)
+    def publish(
+        self, event: str, payload: object, scope: str | None = None, droppable: bool = False, state_version: bool = False, session: str | None = None
+    ) -> None:
+        """Tell all clients that have the scope (None: all). `payload` is anything that becomes JSON; a slow client misses what is droppable.
+
+        `session`: the key of the one it is about, for those who may know of it. Empty: for those who may know of all.
+        """
+        self._publish(event, _encode(payload), scope, droppable, state_version, session)
 
     def chat_final(self, run_id: str, session_key: str, text: str | None, now_ms: int) -> None:
         """The answer of something that was no run of a model: a command's reply, an injected message. No text: no message."""
-        self._publish("chat", chat_final(run_id, session_key, text, now_ms), READ)
+        self._publish("chat", chat_final(run_id, session_key, text, now_ms), READ, session=session_key)
 
     def aborting(self, run_id: str, reason: str) -> None:
         """Say before aborting a live run why: `rpc` (a method), `stop` (a word in the chat). Told as `stopReason` in its `chat` event."""
@@ -200,18 +212,23 @@ class Broadcaster:
     def _tell_presence(self) -> None:
         self._presence_timer = None
         self._presence_at = self._clock.seconds()
-        self.publish("presence", {"presence": self._presence.entries(self._now_ms())}, droppable=True, state_version=True)
+        self.publish("presence", {"presence": self._presence.entries(self._now_ms())}, droppable=True, state_version=True, session="")
 
     def _versions(self) -> bytes:
         return b',"stateVersion":{"presence":%d,"health":%d}' % (self._presence.version, self.health_version)
 
-    def _publish(self, event: str, payload: bytes, scope: str | None, droppable: bool = False, state_version: bool = False) -> None:
+    def _publish(
+        self, event: str, payload: bytes, scope: str | None, droppable: bool = False, state_version: bool = False, session: str | None = None
+    ) -> None:
         if scope == READ:
             peers: Collection[Peer] = self._feed.readers
         elif scope is not None:
             peers = [peer for subscriber, peer in self._peers.items() if subscriber.may(scope)]
         else:
             peers = tuple(self._peers.values())
+        if session is not None:
+            space = space_of(session)
+            peers = [peer for peer in peers if peer.space in (None, space)]
         if droppable:
             peers = [peer for peer in peers if not peer.slow]
         if self._peers:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import txaio
-from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
-from autobahn.websocket.types import ConnectingRequest
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
@@ -25,6 +23,7 @@ from mayros.ws.connection import Connection
 from mayros.ws.conversation import CallFailed, Conversation
 from mayros.ws.identity import Identity
 from mayros.ws.inbox import Event
+from mayros.ws.library import ConnectingRequest, WebSocketClientFactory, WebSocketClientProtocol
 from mayros.ws.urls import Where, where
 
 log = Logger()

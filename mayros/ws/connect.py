@@ -1,7 +1,9 @@
 """`connect`: whether a client may come in, with which scopes, and the `hello-ok` it gets. Imports mayros.core, mayros.wire and mayros.ws.
 
 The order of checks is the protocol's: version, role, (Origin: before the upgrade), the missing device, the device's proof, the secret or the
-device's token, pairing. A client with a device has the scopes it is paired for; one without has none, but for programs on this machine.
+device's token, pairing. A client with a device has the scopes it is paired for; one without has none, but for programs on this machine. A user
+whom a trusted proxy names has the scopes that HTTP gives him, and needs neither device nor pairing; with the token of a device he has that one's.
+Whoever comes with a token of his own (core/api_tokens.py) needs neither as well, and has that token's scopes, whatever else he brings.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ from typing import Literal
 import msgspec
 
 from mayros.core.address import Address
-from mayros.core.auth import OPERATOR_SCOPES
+from mayros.core.auth import OPERATOR_SCOPES, grants
 from mayros.core.device_tokens import Grant
 from mayros.core.devices import Applicant, Reason
 from mayros.core.ports import Principal
+from mayros.core.reach import default_agent, may_use, own_key
+from mayros.core.token_ports import Held
+from mayros.errors import Unauthorized
 from mayros.wire.frames import MAX_BUFFERED, MAX_PAYLOAD, PROTOCOL_MAX, PROTOCOL_MIN, TICK_MS, Client, Connect, Device
 from mayros.ws.broadcast import EVENTS
 from mayros.ws.context import Gateway
 from mayros.ws.credentials import Refused, Secrets, control_ui, prove, refused
+from mayros.ws.let_in import Way
 from mayros.ws.toolfeed import TOOL_EVENTS
 
 __all__ = ["Admitted", "Refused", "Source", "hello", "judge", "known_client"]
@@ -33,6 +39,7 @@ LOCAL_PROGRAMS = frozenset((("cli", "cli"), ("gateway-client", "backend")))
 #: What clients may want besides; other caps are dropped.
 CAPS = frozenset((TOOL_EVENTS,))
 _MAX_CLIENT_ID = 64
+_NO_CONTROL_UI = "control ui requires device identity (use HTTPS or localhost secure context)"
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -45,14 +52,22 @@ class Admitted(msgspec.Struct, frozen=True):
     client: Client
     device_id: str | None = None
     caps: frozenset[str] = frozenset()
+    #: The token of a person or program that it came with.
+    held: Held | None = None
+    #: By what else it came in, and must go when that is another one.
+    way: Way = ""
 
 
 class Source(msgspec.Struct, frozen=True):
-    """Where a connection comes from: its address, the Origin header (judged already; None: no page), and the nonce it was challenged with."""
+    """Where a connection comes from: its address, the Origin header (judged already; None: no page), and the nonce it was challenged with.
+
+    `user`: what context.Judge.proxied has said of the upgrade.
+    """
 
     address: Address
     origin: str | None
     challenge: str
+    user: Principal | Unauthorized | None = None
 
 
 async def judge(gateway: Gateway, params: Connect, source: Source) -> tuple[Admitted, Grant | None]:
@@ -67,15 +82,37 @@ async def judge(gateway: Gateway, params: Connect, source: Source) -> tuple[Admi
     if not known_client(params.client.id):
         raise refused("invalid connect params: at /client/id: must be equal to one of the allowed values")
     asked = tuple(dict.fromkeys(scope for scope in params.scopes if scope in OPERATOR_SCOPES)) if role == "operator" else ()
-    secrets = Secrets(gateway.authenticator, params, source.address, gateway.monotonic())
-    grant = None
+    secrets = Secrets(gateway.authenticator, params, source.address, gateway.monotonic(), source.user)
+    if secrets.shared in ("held", "over"):
+        return _by_own_token(gateway, params, protocol, role, asked, secrets, source), None
+    grant = device_id = None
     if params.device is None:
-        scopes = _without_device(gateway, params, secrets, source).intersection(asked)
-        device_id = None
+        scopes = _without_device(gateway, params, role, secrets, source).intersection(asked)
     else:
         scopes, device_id = frozenset(asked), params.device.id
         grant = await _with_device(gateway, params, params.device, role, asked, secrets, source)
-    return Admitted(protocol, role, scopes, Principal("owner", scopes), params.client, device_id, CAPS.intersection(params.caps)), grant
+        if grant is None:
+            scopes = secrets.user_scopes(role) & scopes
+    principal = Principal(source.user.id if isinstance(source.user, Principal) else "owner", scopes)
+    way: Way = "secret" if secrets.shared == "right" else "proxy" if isinstance(source.user, Principal) else ""
+    return Admitted(protocol, role, scopes, principal, params.client, device_id, CAPS.intersection(params.caps), way=way), grant
+
+
+def _by_own_token(gateway: Gateway, params: Connect, protocol: int, role: Role, asked: tuple[str, ...], secrets: Secrets, source: Source) -> Admitted:
+    """A client with the token of a person or program. A device must prove its key here too, but is not paired for that. Raises Refused."""
+    if params.device is not None:
+        prove(params, params.device, role, source.challenge, source.address.direct_local, gateway.now_ms())
+    elif control_ui(params.client.id):
+        raise refused(_NO_CONTROL_UI, "CONTROL_UI_DEVICE_IDENTITY_REQUIRED")
+    held = secrets.held
+    if held is None or role != "operator":
+        secrets.refuse()
+    principal = held.principal
+    if principal.endpoints is not None and "ws" not in principal.endpoints:
+        raise refused("unauthorized: this token is not for the WebSocket", "AUTH_ENDPOINT_NOT_ALLOWED")
+    scopes = frozenset(scope for scope in asked if grants(principal.scopes, scope))
+    caps, device_id = CAPS.intersection(params.caps), params.device.id if params.device is not None else None
+    return Admitted(protocol, role, scopes, msgspec.structs.replace(principal, scopes=scopes), params.client, device_id, caps, held)
 
 
 def known_client(client_id: str) -> bool:
@@ -99,11 +136,13 @@ def _negotiate(params: Connect) -> int:
     return protocol
 
 
-def _without_device(gateway: Gateway, params: Connect, secrets: Secrets, source: Source) -> frozenset[str]:
+def _without_device(gateway: Gateway, params: Connect, role: Role, secrets: Secrets, source: Source) -> frozenset[str]:
     """The scopes that a client without a device may have: the secret lets it in, and where it sits makes the difference."""
     client, local = params.client, source.address.direct_local
     if control_ui(client.id):
-        raise refused("control ui requires device identity (use HTTPS or localhost secure context)", "CONTROL_UI_DEVICE_IDENTITY_REQUIRED")
+        raise refused(_NO_CONTROL_UI, "CONTROL_UI_DEVICE_IDENTITY_REQUIRED")
+    if secrets.shared == "proxied":
+        return secrets.user_scopes(role)
     if not (secrets.shared == "right" or (secrets.shared == "open" and local)):
         if secrets.shared in ("open", "none") or not secrets.given:
             raise refused("device identity required", "DEVICE_IDENTITY_REQUIRED", code="NOT_PAIRED")
@@ -115,13 +154,15 @@ def _without_device(gateway: Gateway, params: Connect, secrets: Secrets, source:
 
 async def _with_device(
     gateway: Gateway, params: Connect, device: Device, role: Role, scopes: tuple[str, ...], secrets: Secrets, source: Source
-) -> Grant:
-    """The token of a device that proves its key, and comes with the secret or with a token of its own."""
+) -> Grant | None:
+    """The token of a device that proves its key, and comes with the secret or with a token of its own; None for a proxy's user without one."""
     local = source.address.direct_local
     public_key = prove(params, device, role, source.challenge, local, gateway.now_ms())
     await gateway.devices.ready()
     grant = _by_token(gateway, device.id, role, scopes, secrets)
     if grant is None:
+        if secrets.shared == "proxied":
+            return None
         secrets.let_in()
     problem = gateway.devices.problem(device.id, role, scopes)
     if problem is not None:
@@ -139,7 +180,7 @@ async def _with_device(
 def _by_token(gateway: Gateway, device_id: str, role: Role, scopes: tuple[str, ...], secrets: Secrets) -> Grant | None:
     """The device token that was sent. None: the client has the shared secret, or needs none. Raises Refused."""
     tried = list(secrets.device_tokens)
-    welcome = secrets.shared in ("right", "open")
+    welcome = secrets.shared in ("right", "open", "proxied")
     if not tried and not welcome:
         secrets.refuse()
     if tried and not welcome:
@@ -165,18 +206,20 @@ async def _pair(gateway: Gateway, applicant: Applicant, problem: Reason, local: 
 
 def hello(gateway: Gateway, admitted: Admitted, grant: Grant | None, connection_id: str, methods: Sequence[str]) -> dict[str, object]:
     """The payload of `hello-ok`. Paths of this machine are for administrators."""
-    settings, now_ms = gateway.config.current, gateway.now_ms()
+    settings, now_ms, principal = gateway.config.current, gateway.now_ms(), admitted.principal
     directory = settings.directory
+    default_id = default_agent(principal, directory.default_id, directory.agents)
+    main = directory.main_session(default_id)
     snapshot: dict[str, object] = {
-        "presence": gateway.presence.entries(now_ms),
+        "presence": gateway.presence.shown(now_ms, principal.space is None),
         "health": gateway.health_payload(),
         "stateVersion": {"presence": gateway.presence.version, "health": gateway.broadcaster.health_version},
         "uptimeMs": max(0, now_ms - gateway.started_ms),
         "sessionDefaults": {
-            "defaultAgentId": directory.default_id,
+            "defaultAgentId": default_id,
             "mainKey": directory.main_key,
-            "mainSessionKey": str(directory.main_session(directory.default_id)),
-            "scope": "per-sender",
+            "mainSessionKey": str(own_key(principal, main, "mainSessionKey") if may_use(principal, default_id) else main),
+            "scope": settings.config.session.scope,
         },
         "authMode": gateway.authenticator.mode,
     }

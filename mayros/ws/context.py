@@ -13,22 +13,38 @@ import msgspec
 from twisted.internet.defer import Deferred, DeferredLock
 
 from mayros.config.schema import AuthMode
-from mayros.core.address import Address
+from mayros.core.address import Address, Headers
+from mayros.core.api_tokens import ApiTokens
 from mayros.core.approvals import Approvals
+from mayros.core.claims import Claims
 from mayros.core.config_ports import ConfigControl
 from mayros.core.devices import Devices
 from mayros.core.exec_rules import ExecRules
-from mayros.core.ports import Clock, Idempotency, Lanes, Run, RunResult, Runs
+from mayros.core.health import ModelHealth
+from mayros.core.limits import Budget
+from mayros.core.log_ports import TailLog, no_log
+from mayros.core.ports import Clock, Idempotency, Lanes, Principal, Run, RunResult, Runs
+from mayros.core.quota import Quotas
 from mayros.core.session_ports import Sessions
+from mayros.core.spending import Spending
+from mayros.core.token_ports import Held
 from mayros.core.toolbox import LocalToolbox
+from mayros.core.usage_ports import UsageStore
 from mayros.core.workspace_ports import AgentFiles
+from mayros.errors import Unauthorized
 from mayros.wire.frames import MAX_BUFFERED
 from mayros.ws.approvals import Approvers
 from mayros.ws.broadcast import Broadcaster
+from mayros.ws.config_writes import ConfigWrites
+from mayros.ws.let_in import LetIn
 from mayros.ws.methods.health import health_payload
 from mayros.ws.outbox import SendBudget
 from mayros.ws.pairing import DeviceConnections
 from mayros.ws.presence import Presence
+from mayros.ws.token_sockets import TokenSockets
+
+#: What the images of all live runs may have together, waiting ones included.
+IMAGE_BYTES = 256 << 20
 
 
 class Judge(Protocol):
@@ -36,8 +52,16 @@ class Judge(Protocol):
 
     mode: AuthMode
 
+    def proxied(self, headers: Headers, address: Address) -> Principal | Unauthorized | None:
+        """The user that a trusted proxy names, or why there is none; None in other modes than `trusted-proxy`. Raises Forbidden."""
+        ...
+
     def matches(self, presented: str) -> bool:
         """Whether this is the shared secret; not counted."""
+        ...
+
+    def held(self, presented: str) -> Held | None:
+        """The token of a person or program whose secret this is; None: none. Not counted. Raises Unauthorized for one that is over."""
         ...
 
     def lockout(self, address: Address, now: float, what: str) -> float:
@@ -74,6 +98,17 @@ class Link(Protocol):
         ...
 
 
+class Traffic:
+    """Messages and refusals of all clients since the start, counted."""
+
+    __slots__ = ("answered", "received", "sent", "turned_away")
+
+    def __init__(self) -> None:
+        self.received = self.sent = self.answered = 0
+        #: Clients that were not let in, by the code of the error.
+        self.turned_away: dict[str, int] = {}
+
+
 @dataclass
 class Gateway:
     """The gateway as its WebSocket clients meet it.
@@ -93,6 +128,10 @@ class Gateway:
     devices: Devices
     approvals: Approvals
     exec_rules: ExecRules
+    usage: UsageStore
+    spending: Spending
+    api_tokens: ApiTokens
+    quotas: Quotas
     clock: Clock
     now_ms: Callable[[], int]
     monotonic: Callable[[], float]
@@ -101,12 +140,25 @@ class Gateway:
     host: str
     started_ms: int
     toolbox: LocalToolbox = field(default_factory=lambda: LocalToolbox(()))
+    model_health: ModelHealth = field(default_factory=ModelHealth)
+    #: Stops the gateway after so many seconds, for this reason, so that it is started anew; False: nobody would do that.
+    restart: Callable[[str, float], bool] = lambda why, seconds: False
+    tail: TailLog = no_log
+    #: What this package cannot know of `status`, with all details or without.
+    overview: Callable[[bool], Mapping[str, object]] = lambda details: {}
+    #: Hears of each answered request: method, whether it went well, seconds.
+    measure: Callable[[str, bool, float], None] | None = None
+    traffic: Traffic = field(init=False, default_factory=Traffic)
     presence: Presence = field(init=False)
     broadcaster: Broadcaster = field(init=False)
     budget: SendBudget = field(init=False)
     device_connections: DeviceConnections = field(init=False)
-    #: Idempotency keys whose run is being claimed this very moment, and who waits for that.
-    claiming: dict[str, list[Deferred[None]]] = field(init=False, default_factory=dict)
+    token_sockets: TokenSockets = field(init=False)
+    let_in: LetIn = field(init=False)
+    #: Base64 of the images that came with the messages of live runs.
+    image_budget: Budget = field(init=False, default_factory=lambda: Budget(IMAGE_BYTES))
+    claims: Claims = field(init=False, default_factory=Claims)
+    config_writes: ConfigWrites = field(init=False, default_factory=ConfigWrites)
     #: Sessions in which something is being started, so that it is started in order.
     starting: dict[str, DeferredLock] = field(init=False, default_factory=dict)
     #: Who waits for a run that is not there yet, by its id.
@@ -121,6 +173,8 @@ class Gateway:
         self.presence = Presence(self.host, self.version)
         self.broadcaster = Broadcaster(self.runs, self.clock, self.now_ms, self.health_payload, self.presence, self._verbose)
         self.devices.audience = self.device_connections = DeviceConnections(self.broadcaster, self.clock)
+        self.api_tokens.audience = self.token_sockets = TokenSockets(self.runs, self.clock, self.now_ms)
+        self.let_in = LetIn(self.clock)
         self.approvals.audience = Approvers(self.broadcaster)
         self.budget = SendBudget(self.config.current.config.gateway.limits.send_budget, MAX_BUFFERED)
 

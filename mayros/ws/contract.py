@@ -16,7 +16,25 @@ import msgspec
 from mayros.config.describe import DIALECT, schema_of
 from mayros.wire.frames import MAX_PAYLOAD, PROTOCOL_MAX, PROTOCOL_MIN, Connect, Count, ErrorShape, Request
 from mayros.ws.broadcast import EVENTS
-from mayros.ws.methods import agent, agents, approvals, chat, config, devices, files, history, models, presence, sessions, status, tools, wait
+from mayros.ws.methods import (
+    agent,
+    agents,
+    approvals,
+    chat,
+    config,
+    devices,
+    files,
+    history,
+    logs,
+    models,
+    presence,
+    sessions,
+    status,
+    tokens,
+    tools,
+    usage,
+    wait,
+)
 from mayros.ws.methods.table import METHODS
 
 
@@ -68,7 +86,12 @@ PARAMS: Mapping[str, type[msgspec.Struct]] = {
     "sessions.patch": sessions.PatchParams,
     "sessions.reset": sessions.ResetParams,
     "sessions.delete": sessions.DeleteParams,
+    "sessions.usage": usage.SessionsUsageParams,
+    "usage.status": usage.UsageStatusParams,
+    "usage.cost": usage.UsageCostParams,
+    "logs.tail": logs.TailParams,
     "models.list": models.ModelsListParams,
+    "models.status": models.ModelsStatusParams,
     "tools.catalog": tools.CatalogParams,
     "agents.list": agents.AgentsListParams,
     "agents.create": agents.AgentsCreateParams,
@@ -79,6 +102,10 @@ PARAMS: Mapping[str, type[msgspec.Struct]] = {
     "agents.files.set": files.AgentsFilesSetParams,
     "config.get": config.ConfigGetParams,
     "config.schema": config.ConfigSchemaParams,
+    "config.set": config.ConfigSetParams,
+    "config.patch": config.ConfigPatchParams,
+    "config.apply": config.ConfigPatchParams,
+    "config.change": config.ConfigChangeParams,
     "device.pair.list": devices.ListParams,
     "device.pair.approve": devices.RequestParams,
     "device.pair.reject": devices.RequestParams,
@@ -91,6 +118,10 @@ PARAMS: Mapping[str, type[msgspec.Struct]] = {
     "exec.approval.list": approvals.NoParams,
     "exec.approvals.get": approvals.NoParams,
     "exec.approvals.set": approvals.SetParams,
+    "tokens.create": tokens.CreateParams,
+    "tokens.list": tokens.ListParams,
+    "tokens.revoke": tokens.RevokeParams,
+    "tokens.rotate": tokens.RotateParams,
     "system-presence": presence.NoParams,
     "last-heartbeat": presence.NoParams,
 }

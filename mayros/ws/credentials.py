@@ -13,10 +13,15 @@ from mayros.core.address import Address
 from mayros.core.auth import DEVICE_TOKEN, SHARED_SECRET
 from mayros.core.identity import MAX_SKEW_MS, Signed, Version, device_id, encode, raw_key, verified
 from mayros.core.limits import retry_after
+from mayros.core.ports import Principal
+from mayros.core.token_ports import PREFIX, Held
+from mayros.errors import Unauthorized
 from mayros.wire.frames import Client, Connect, Device, ErrorShape
 from mayros.ws.context import Judge
 
-What = Literal["open", "right", "wrong", "missing", "locked", "none"]
+#: `proxied`: a trusted proxy names the user. `none`: it would have to, and does not.
+#: `held`: it is the token of a person or program; `over`: it was.
+What = Literal["open", "proxied", "right", "wrong", "missing", "locked", "none", "held", "over"]
 
 
 class Refused(Exception):
@@ -35,15 +40,21 @@ def refused(message: str, detail: str | None = None, *, code: str = "INVALID_REQ
 
 
 class Secrets:
-    """The shared secret and the device tokens of one `connect`, against what the gateway knows. `now` is monotonic seconds."""
+    """The shared secret and the device tokens of one `connect`, against what the gateway knows. `now` is monotonic seconds.
 
-    def __init__(self, judge: Judge, params: Connect, address: Address, now: float) -> None:
-        self._judge, self._address, self._now, self._client = judge, address, now, params.client
+    `user`: what Judge.proxied has said of the upgrade.
+    """
+
+    def __init__(self, judge: Judge, params: Connect, address: Address, now: float, user: Principal | Unauthorized | None = None) -> None:
+        self._judge, self._address, self._now, self._client, self._user = judge, address, now, params.client, user
         auth = params.auth
         self.mode: AuthMode = judge.mode
         self.token = (auth.token if auth is not None else None) or None
         self._password = (auth.password if auth is not None else None) or None
         self._device_token = (auth.device_token if auth is not None else None) or None
+        #: The token of a person or program that was sent: it alone decides then.
+        self.held: Held | None = None
+        self._problem: str | None = None
         self.shared: What = self._find()
 
     @property
@@ -60,16 +71,33 @@ class Secrets:
             yield self.token
 
     def _find(self) -> What:
-        if self.mode == "none":
+        own = self.token is not None and self.token.startswith(PREFIX)
+        if not own and self.mode == "none":
             return "open"
-        if self.mode not in ("token", "password"):
-            return "none"
+        if not own and self.mode == "trusted-proxy":
+            return "proxied" if isinstance(self._user, Principal) else "none"
         if self._judge.lockout(self._address, self._now, SHARED_SECRET) > 0:
             return "locked"
+        if own and self.token is not None and not self._judge.matches(self.token):
+            try:
+                self.held = self._judge.held(self.token)
+            except Unauthorized as over:
+                self._problem = over.message
+                return "over"
+            if self.held is not None:
+                return "held"
+            if self.mode in ("none", "trusted-proxy"):
+                return "wrong"
         presented = self.token if self.mode == "token" else self._password
         if presented is None:
             return "missing"
         return "right" if self._judge.matches(presented) else "wrong"
+
+    def user_scopes(self, role: str) -> frozenset[str]:
+        """What the user whom a trusted proxy names may ask for. Raises Refused: a user is no node."""
+        if not isinstance(self._user, Principal) or role != "operator":
+            self.refuse()
+        return self._user.scopes
 
     def _count_wrong(self) -> None:
         # Also where something else is refused: otherwise one could guess the secret there for nothing.
@@ -86,12 +114,16 @@ class Secrets:
         if self.shared == "locked":
             self._refuse_locked(SHARED_SECRET)
         self._count_wrong()
+        if self._problem is not None:
+            raise _unauthorized(f"unauthorized: {self._problem}", "AUTH_TOKEN_MISMATCH", "update_auth_credentials")
         if self.shared not in ("wrong", "missing"):
-            raise _unauthorized("unauthorized", "AUTH_UNAUTHORIZED", "review_auth_configuration")
+            why = self._user.message if isinstance(self._user, Unauthorized) else None
+            raise _unauthorized("unauthorized", "AUTH_UNAUTHORIZED", "review_auth_configuration", why)
         problem = "mismatch" if self.shared == "wrong" else "missing"
         step = "update_auth_credentials" if self.shared == "wrong" else "update_auth_configuration"
-        message = f"unauthorized: gateway {self.mode} {problem} ({_hint(self.mode, self._client)})"
-        raise _unauthorized(message, f"AUTH_{self.mode}_{problem}".upper(), step)
+        kind = self.mode if self.mode == "password" else "token"
+        message = f"unauthorized: gateway {kind} {problem} ({_hint(kind, self._client)})"
+        raise _unauthorized(message, f"AUTH_{kind}_{problem}".upper(), step)
 
     def check_device_lock(self) -> None:
         """Raises Refused while wrong device tokens came too often from this address."""
@@ -119,8 +151,9 @@ class Secrets:
         raise Refused(ErrorShape("INVALID_REQUEST", message, details, retryable=True, retry_after_ms=left_ms))
 
 
-def _unauthorized(message: str, detail: str, step: str) -> Refused:
-    return refused(message, detail, canRetryWithDeviceToken=False, recommendedNextStep=step)
+def _unauthorized(message: str, detail: str, step: str, why: str | None = None) -> Refused:
+    reason = {} if why is None else {"reason": why}
+    return Refused(ErrorShape("INVALID_REQUEST", message, {"code": detail, "canRetryWithDeviceToken": False, "recommendedNextStep": step, **reason}))
 
 
 def _hint(mode: str, client: Client) -> str:

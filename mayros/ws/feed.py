@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from mayros.core.ports import Clock, Run, Runs
 from mayros.errors import RunTimeout
-from mayros.events import Event, ReasoningDelta, RunEnded, RunStarted, TextDelta, ToolFinished, ToolStarted, ToolUpdate
+from mayros.events import Event, ModelFailed, ReasoningDelta, RunEnded, RunStarted, TextDelta, ToolFinished, ToolStarted, ToolUpdate
 from mayros.ws.streams import RunStream, Track
 from mayros.ws.toolfeed import ToolFeed
 
@@ -42,22 +42,31 @@ class RunFeed:
         self._grown: list[RunStream] = []
         self._turn: IDelayedCall | None = None
         self._unwatch: Callable[[], None] | None = None
+        #: How many of the readers hear of one name space only.
+        self._narrowed = 0
 
     @property
     def readers(self) -> Collection[Peer]:
         """Who watches."""
         return tuple(self._readers)
 
+    def _audience(self, stream: RunStream) -> Collection[Peer]:
+        """Who hears of this run."""
+        return tuple(peer for peer in self._readers if peer.space in (None, stream.space)) if self._narrowed else tuple(self._readers)
+
     def joined(self, peer: Peer) -> None:
         """Somebody watches from now on; of runs that are going on he has missed something."""
-        peer.missed.update(run_id for run_id, stream in self._streams.items() if stream.told)
+        peer.missed.update(run_id for run_id, stream in self._streams.items() if stream.told and peer.space in (None, stream.space))
         self._readers[peer] = None
+        self._narrowed += peer.space is not None
         if self._unwatch is None:
             self._unwatch = self._runs.watch(self._heard)
 
     def left(self, peer: Peer) -> None:
         """He is gone."""
-        self._readers.pop(peer, None)
+        if peer in self._readers:
+            del self._readers[peer]
+            self._narrowed -= peer.space is not None
         self._tools.left(peer)
         if not self._readers and self._unwatch is not None:
             self._unwatch()
@@ -108,7 +117,10 @@ class RunFeed:
                 stream.add(stream.thinking, event.text)  # type: ignore[attr-defined]
             elif isinstance(event, RunStarted):
                 self._settle(stream)
-                self._send("agent", stream.started(event.started_at_ms, self._now_ms()), self.readers)
+                self._send("agent", stream.started(event.started_at_ms, self._now_ms()), self._audience(stream))
+            elif isinstance(event, ModelFailed):
+                self._settle(stream)
+                self._send("agent", stream.fallback(event, self._now_ms()), self._audience(stream))
             elif isinstance(event, RunEnded):
                 self._settle(stream)
                 self._end(stream, event, run.text)
@@ -135,7 +147,7 @@ class RunFeed:
             lengths = stream.lengths()
             start = stream.grow(track)
             prompt = []
-            for peer in self._readers:
+            for peer in self._audience(stream):
                 if run_id in peer.behind or peer.slow:
                     peer.behind.setdefault(run_id, lengths)
                 else:
@@ -158,7 +170,7 @@ class RunFeed:
         run_id, start, now_ms = stream.run_id, stream.told, self._now_ms()
         stream.told, stream.told_at = len(stream.assistant.text), self._clock.seconds()
         prompt, again = [], []
-        for peer in self._readers:
+        for peer in self._audience(stream):
             if peer.slow:
                 peer.missed.add(run_id)
             elif run_id in peer.missed:
@@ -194,8 +206,8 @@ class RunFeed:
         stopped = self._stops.pop(run_id, "rpc")
         reason = "timeout" if isinstance(event.error, RunTimeout) else stopped
         self._tools.ended(stream)
-        self._send("agent", stream.ended(event, now_ms), self.readers)
-        self._send("chat", stream.chat_end(event, text, reason, now_ms), self.readers)
+        self._send("agent", stream.ended(event, now_ms), self._audience(stream))
+        self._send("chat", stream.chat_end(event, text, reason, now_ms), self._audience(stream))
         for peer in self._readers:
             peer.missed.discard(run_id)
 

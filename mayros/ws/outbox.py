@@ -18,6 +18,8 @@ class SendBudget:
 
     def __init__(self, total: int, each: int) -> None:
         self.total, self.each, self.held = total, min(each, total), 0
+        #: How many clients were given up.
+        self.given_up = 0
         self._slow: set[Outbox] = set()
 
     def grew(self, outbox: Outbox, size: int) -> None:
@@ -105,6 +107,7 @@ class Outbox:
 
     def give_up(self) -> None:
         """The client is too slow."""
+        self._budget.given_up += 1
         self.discard()
         self._overflow()
 

@@ -118,6 +118,11 @@ class Presence:
         self._expire(now_ms)
         return [msgspec.structs.replace(self._gateway, ts=now_ms), *reversed(self._entries.values())]
 
+    def shown(self, now_ms: int, all_of_them: bool) -> Sequence[PresenceEntry]:
+        """`entries`, or the gateway alone for those who are not to know who else is here."""
+        entries = self.entries(now_ms)
+        return entries if all_of_them else entries[:1]
+
     def _expire(self, now_ms: int) -> None:
         """Forget who left long ago, and above the limit who left first, or else who came first."""
         gone = [key for key in self._entries if key not in self._connections]

@@ -6,13 +6,12 @@ decided here. Bytes that arrive in the same segment as the upgrade request are l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import txaio
-from autobahn.twisted.resource import WebSocketResource
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import connectionDone
@@ -24,10 +23,13 @@ from twisted.web.server import Request
 
 from mayros.core.address import Address
 from mayros.core.ports import Clock
-from mayros.wire.frames import MAX_FIRST_PAYLOAD, MAX_PAYLOAD, text_frame
+from mayros.errors import Forbidden
+from mayros.wire.frames import MAX_FIRST_PAYLOAD, MAX_PAYLOAD
 from mayros.ws.context import Gateway
-from mayros.ws.outbox import Outbox
-from mayros.ws.session import HANDSHAKE_SECONDS, Session
+from mayros.ws.library import WebSocketResource, WebSocketServerFactory, WebSocketServerProtocol
+from mayros.ws.session import HANDSHAKE_SECONDS
+from mayros.ws.socket import Caller, Socket
+from mayros.ws.turns import SHARE, Turns
 
 log = Logger()
 
@@ -35,65 +37,8 @@ PING_SECONDS = 30
 #: How long a client may take to answer a close frame before it is cut off.
 CLOSE_SECONDS = 2
 UPGRADE_REQUIRED = 426
-_MAX_REASON = 120
 #: What Autobahn needs of the upgrade request. The rest (credentials, cookies, sub-protocols, extensions) would only stay in memory.
 _KEPT_HEADERS = frozenset((b"host", b"upgrade", b"connection", b"sec-websocket-key", b"sec-websocket-version"))
-
-
-class Socket:
-    """One socket as its session sees it (context.Link). `released` is called once, when the connection is gone."""
-
-    def __init__(self, protocol: ControlProtocol, gateway: Gateway, address: Address, origin: str | None, released: Callable[[], None]) -> None:
-        self._protocol, self._gateway, self._released = protocol, gateway, released
-        self.session = Session(gateway, self, address, origin)
-        self._outbox: Outbox | None = None
-
-    def opened(self) -> None:
-        """The WebSocket handshake is over."""
-        transport = self._protocol.transport
-        assert transport is not None
-        self._outbox = Outbox(transport.write, self._gateway.budget, self._too_slow, self.session.drained)
-        self._protocol.registerProducer(self._outbox, True)
-        self.session.opened()
-
-    def lost(self) -> None:
-        """The connection is gone. What refers to each other is taken apart, so that nothing has to wait for the garbage collector."""
-        if self._outbox is not None:
-            self._outbox.discard()
-            self._outbox = None
-        self.session.closed()
-        self._released()
-        del self.session, self._protocol, self._released
-
-    @property
-    def buffered(self) -> int:
-        """See context.Link."""
-        return self._outbox.buffered if self._outbox is not None else 0
-
-    def send(self, payload: bytes) -> None:
-        """See context.Link."""
-        self.send_frame(text_frame(payload))
-
-    def send_frame(self, frame: bytes) -> None:
-        """See context.Link."""
-        # Autobahn closes by itself on violations, and after a close frame nothing may follow.
-        if self._outbox is not None and self._protocol.state == ControlProtocol.STATE_OPEN:
-            self._outbox.send(frame)
-
-    def close(self, code: int, reason: str) -> None:
-        """See context.Link."""
-        if self._outbox is not None and self._protocol.state == ControlProtocol.STATE_OPEN:
-            self._outbox.finish()
-            text = reason.encode()[:_MAX_REASON].decode("utf-8", "ignore").encode()
-            # sendClose takes only 1000 and 3000-4999.
-            self._protocol.sendCloseFrame(code=code, reasonUtf8=text, isReply=False)
-
-    def admitted(self) -> None:
-        """See context.Link."""
-        self._protocol.maxFramePayloadSize = self._protocol.maxMessagePayloadSize = MAX_PAYLOAD
-
-    def _too_slow(self) -> None:
-        self.session.end(1008, "slow consumer")
 
 
 class ControlProtocol(WebSocketServerProtocol):
@@ -102,11 +47,20 @@ class ControlProtocol(WebSocketServerProtocol):
     #: Nothing: Autobahn would copy each option to each socket, and write a page of them for its debug log. See ControlFactory.
     CONFIG_ATTRS: list[str] = []
 
-    def prepare(self, socket: Socket) -> None:
-        """Before the connection is made: whom to talk to."""
-        self._socket = socket
+    #: What was received and has to wait for its turn; None: nothing, and the transport is not paused.
+    _unread: bytearray | None = None
+
+    def prepare(self, socket: Socket, turns: Turns) -> None:
+        """Before the connection is made: whom to talk to, and who else does."""
+        self._socket, self._turns = socket, turns
         self._message = bytearray()
         self.maxFramePayloadSize = self.maxMessagePayloadSize = MAX_FIRST_PAYLOAD
+
+    @property
+    def role(self) -> str:
+        """The role of the client, once it has said hello."""
+        admitted = self._socket.session.admitted
+        return "none" if admitted is None else admitted.role
 
     def onOpen(self) -> None:
         """Called by Autobahn."""
@@ -133,12 +87,51 @@ class ControlProtocol(WebSocketServerProtocol):
                 self._socket.close(1011, "internal error")
 
     def dataReceived(self, data: bytes) -> None:
-        """Called by the transport. Autobahn's own makes up a debug message each time."""
-        self._dataReceived(data)
+        """Called by the transport. Autobahn's own makes up a debug message each time, and takes everything at once."""
+        if self._unread is not None:
+            self._unread += data
+        elif len(data) <= SHARE or self.state != self.STATE_OPEN or len(data) <= self._share():
+            self._dataReceived(data)
+        else:
+            self._unread = bytearray(data)
+            self._stream.pauseProducing()
+            self._turns.join(self)
+
+    def _share(self) -> int:
+        """Bytes that may be read at once: what is left of a frame is one request at most."""
+        frame = self.current_frame
+        left: int = 0 if frame is None else frame.length - self.current_frame_masker.pointer()
+        return max(SHARE, left)
+
+    @property
+    def _stream(self) -> Any:
+        """The transport: of TCP, a unix socket or TLS, which all can pause and abort."""
+        return self.transport
+
+    def read_share(self) -> bool:
+        """See turns.Reader."""
+        unread = self._unread
+        if unread is None:
+            return False  # the connection was lost
+        size = self._share()
+        share = bytes(unread[:size])
+        del unread[:size]
+        with log.failuresHandled("while reading from a socket") as reading:
+            self._dataReceived(share)
+        if reading.failed:
+            self._stream.abortConnection()
+            return False
+        if unread:
+            return True
+        if self._unread is not None:
+            self._unread = None
+            self._stream.resumeProducing()
+        return False
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Called by the transport."""
         super().connectionLost(reason)
+        self._unread = None
         # It has this protocol as its result.
         del self.is_closed, self._socket
 
@@ -176,10 +169,11 @@ class ControlFactory(WebSocketServerFactory):
             setattr(Configured, name, getattr(self, name))
         self.protocol = Configured
         self.gateway = gateway
+        self._turns = Turns(reactor)
         self._sockets: set[ControlProtocol] = set()
         self._waiting: list[Deferred[None]] = []
 
-    def make(self, peer: IAddress, address: Address, origin: str | None, released: Callable[[], None]) -> ControlProtocol:
+    def make(self, peer: IAddress, caller: Caller, released: Callable[[], None]) -> ControlProtocol:
         """The protocol of a new socket."""
         protocol = self.buildProtocol(peer)
         assert isinstance(protocol, ControlProtocol)
@@ -192,9 +186,13 @@ class ControlFactory(WebSocketServerFactory):
                 for waiter in waiting:
                     waiter.callback(None)
 
-        protocol.prepare(Socket(protocol, self.gateway, address, origin, gone))
+        protocol.prepare(Socket(protocol, self.gateway, caller, gone), self._turns)
         self._sockets.add(protocol)
         return protocol
+
+    def roles(self) -> dict[str, int]:
+        """How many sockets there are of each role; `none`: of clients that have not said hello."""
+        return dict(Counter(protocol.role for protocol in self._sockets))
 
     @property
     def open(self) -> int:
@@ -277,9 +275,13 @@ class ControlResource(Resource):
         origins = request.requestHeaders.getRawHeaders(b"origin", ())
         if len(origins) > 1 or (origins and not self._origin_ok(request, address)):
             return _refuse(request, http.FORBIDDEN, "Pages of this origin may not connect. List it in gateway.controlUi.allowedOrigins.")
-        return self._take_over(request, address, origins[0].decode("latin-1") if origins else None)
+        try:
+            user = self._factory.gateway.authenticator.proxied(request.requestHeaders.getRawHeaders, address)
+        except Forbidden as error:
+            return _refuse(request, http.FORBIDDEN, error.message)
+        return self._take_over(request, Caller(address, origins[0].decode("latin-1") if origins else None, user))
 
-    def _take_over(self, request: Request, address: Address, origin: str | None) -> bytes | int:
+    def _take_over(self, request: Request, caller: Caller) -> bytes | int:
         for name, _ in list(request.requestHeaders.getAllRawHeaders()):
             if name.lower() not in _KEPT_HEADERS:
                 request.requestHeaders.removeHeader(name)
@@ -289,7 +291,7 @@ class ControlResource(Resource):
         # HTTPChannel is the transport's producer. Left there, no other could be registered, TLS would never close, and the request would stay.
         transport: Any = request.channel.transport
         transport.unregisterProducer()
-        protocol = self._factory.make(transport.getPeer(), address, origin, self._released(request))
+        protocol = self._factory.make(transport.getPeer(), caller, self._released(request))
         taken: bytes | int = WebSocketResource(_Prepared(protocol)).render(request)
         return taken
 

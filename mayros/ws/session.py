@@ -26,12 +26,12 @@ from mayros.core.address import Address
 from mayros.core.auth import grants
 from mayros.core.device_tokens import Grant
 from mayros.core.ports import Principal, Run
-from mayros.errors import GatewayError, InvalidRequest, Unavailable
+from mayros.errors import GatewayError, InvalidRequest, Unauthorized, Unavailable
 from mayros.wire import frames
 from mayros.wire.frames import ErrorShape, NotARequest, NotJson, Request
 from mayros.ws.connect import Admitted, Refused, Source, hello, judge
-from mayros.ws.context import Gateway, Link
-from mayros.ws.methods.table import METHODS, Handler
+from mayros.ws.context import Gateway, Judge, Link
+from mayros.ws.methods.table import METHODS, NARROWED, Handler
 from mayros.ws.toolfeed import TOOL_EVENTS
 
 log = Logger()
@@ -46,11 +46,11 @@ _NOBODY = Principal("nobody", frozenset())
 class Session:
     """One client. The glue calls `opened`, `received`, `drained` and `closed`; everything else goes out through `link`.
 
-    `origin` is the Origin header of its upgrade request, already judged; a client that has one is a page.
+    `origin` is the Origin header of its upgrade request, already judged; a client that has one is a page. `user`: see context.Judge.proxied.
     """
 
-    def __init__(self, gateway: Gateway, link: Link, address: Address, origin: str | None) -> None:
-        self.gateway, self.link, self.address, self.origin = gateway, link, address, origin
+    def __init__(self, gateway: Gateway, link: Link, address: Address, origin: str | None, user: Principal | Unauthorized | None = None) -> None:
+        self.gateway, self.link, self.address, self.origin, self._user = gateway, link, address, origin, user
         self.id = str(uuid.uuid4())
         self.admitted: Admitted | None = None
         self._state: Literal["awaiting connect", "judging", "open", "closed"] = "awaiting connect"
@@ -59,6 +59,8 @@ class Session:
         self._handshake: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._present: str | None = None
+        #: The method that is being answered, and since when, where somebody measures.
+        self._asked: tuple[str, float] | None = None
 
     @property
     def principal(self) -> Principal:
@@ -74,6 +76,10 @@ class Session:
         """Whether the client has a scope: literally, by `operator.admin`, or read by write."""
         return grants(self.principal.scopes, scope)
 
+    def count_run(self) -> None:
+        """The client asks for a run. Raises TooManyRequests where its token has none left in this minute."""
+        self.gateway.quotas.take(self.principal, self.gateway.monotonic())
+
     def started(self, run: Run) -> None:
         """The client has started a run, or asked for it again: it hears of its tools, if it said that it wants to."""
         if self.admitted is not None and TOOL_EVENTS in self.admitted.caps:
@@ -87,6 +93,7 @@ class Session:
 
     def received(self, payload: bytes, binary: bool) -> None:
         """A message arrived."""
+        self.gateway.traffic.received += 1
         if self._state == "open":
             self._request(payload, binary)
         elif self._state == "awaiting connect":
@@ -119,6 +126,10 @@ class Session:
         self._early.clear()
         if self.admitted is not None and self.admitted.device_id is not None:
             gateway.device_connections.lost(self.admitted.device_id, self)
+        if self.admitted is not None and self.admitted.held is not None:
+            gateway.token_sockets.lost(self.admitted.held.principal.id, self)
+        if self.admitted is not None:
+            gateway.let_in.lost(self.admitted.way, self)
         if self._present is not None and gateway.presence.disconnected(self._present, gateway.now_ms()):
             gateway.broadcaster.presence_changed()
         for task in tuple(self._tasks):
@@ -140,12 +151,17 @@ class Session:
             log.error("an answer of {size} bytes is too large to send", size=len(answer))
             text = f"the answer has {len(answer)} bytes; at most {frames.MAX_PAYLOAD} can be sent"
             answer = frames.failure(request_id, ErrorShape("UNAVAILABLE", text, {"code": "PAYLOAD_TOO_LARGE", "bytes": len(answer)}))
+        self.gateway.traffic.answered += 1
         self.link.send(answer)
 
     def spawn(self, request_id: str, handler: Coroutine[Deferred[object], object, None]) -> None:
         """Run the rest of a request beside the others; what it raises is its answer."""
+        asked, self._asked = self._asked, None
         task: Deferred[None] = Deferred.fromCoroutine(handler)
         self._tasks.add(task)
+        if asked is not None:
+            method, since = asked
+            task.addBoth(self._measured, method, since)
         task.addErrback(self._failed, request_id).addBoth(lambda _: self._tasks.discard(task))
 
     # Before hello-ok
@@ -171,8 +187,9 @@ class Session:
             self._turn_away(request, Refused(frames.error_shape(error)))
             return
         self._state = "judging"
-        judging = Deferred.fromCoroutine(judge(self.gateway, params, Source(self.address, self.origin, self._challenge)))
-        judging.addCallbacks(self._admit, self._not_admitted, callbackArgs=(request,), errbackArgs=(request,)).addErrback(self._broken)
+        by = self.gateway.authenticator
+        judging = Deferred.fromCoroutine(judge(self.gateway, params, Source(self.address, self.origin, self._challenge, self._user)))
+        judging.addCallbacks(self._admit, self._not_admitted, callbackArgs=(request, by), errbackArgs=(request,)).addErrback(self._broken)
 
     def _not_admitted(self, failure: Failure, request: Request) -> None:
         error = failure.value
@@ -190,13 +207,18 @@ class Session:
 
     def _turn_away(self, request: Request, refused: Refused) -> None:
         log.debug("connection {id} refused: {reason}", id=self.id, reason=refused.error.message)
+        away = self.gateway.traffic.turned_away
+        away[refused.error.code] = away.get(refused.error.code, 0) + 1
         self.refuse(request.id, refused.error)
         self.end(refused.close_code, refused.error.message)
 
-    def _admit(self, found: tuple[Admitted, Grant | None], request: Request) -> None:
+    def _admit(self, found: tuple[Admitted, Grant | None], request: Request, by: Judge) -> None:
         if self._state == "closed":
             return
         admitted, grant = found
+        if admitted.way and by is not self.gateway.authenticator:
+            self.end(1008, "the configuration changed; connect again")  # while a device was looked up
+            return
         if self._handshake is not None:
             self._handshake.cancel()
         self.admitted, self._state, self._challenge = admitted, "open", ""
@@ -214,6 +236,9 @@ class Session:
         )
         if admitted.device_id is not None:
             self.gateway.device_connections.opened(admitted.device_id, admitted.role, self)
+        if admitted.held is not None:
+            self.gateway.token_sockets.opened(admitted.held, self)
+        self.gateway.let_in.opened(admitted.way, self)
         self.reply(request.id, hello(self.gateway, admitted, grant, self.id, tuple(METHODS)))
         self.gateway.broadcaster.admitted(self)
         early, self._early = self._early, []
@@ -231,15 +256,31 @@ class Session:
         except NotARequest as error:
             self.refuse(error.id, ErrorShape("INVALID_REQUEST", error.message))
             return
+        if self.gateway.measure is not None:
+            self._asked = request.method if request.method in METHODS else "other", self.gateway.monotonic()
+        ok = False
         try:
             handler = self._handler(request.method)
             if len(self._tasks) >= MAX_IN_FLIGHT:
                 raise Unavailable(f"More than {MAX_IN_FLIGHT} requests of this connection are running. Wait for some of them.")
             handler(self, request)
+            ok = True
         except Refused as refused:
             self.refuse(request.id, refused.error)
         except Exception:  # noqa: BLE001  a defect must cost one request, not the connection
             self._failed(Failure(), request.id)
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self._measure(ok, *asked)
+
+    def _measure(self, ok: bool, method: str, since: float) -> None:
+        if self.gateway.measure is not None:
+            self.gateway.measure(method, ok, self.gateway.monotonic() - since)
+
+    def _measured(self, result: Failure | None, method: str, since: float) -> Failure | None:
+        """A request has been answered; gives the result back."""
+        self._measure(not isinstance(result, Failure), method, since)
+        return result
 
     def _handler(self, method: str) -> Handler:
         """Who answers a method; raises Refused. A method that is not there needs `operator.admin` like any that is not listed."""
@@ -250,6 +291,8 @@ class Session:
                 raise self._forbidden(f"unauthorized role: {self.admitted.role}", None)
             if not self.may(scope):
                 raise self._forbidden(f"missing scope: {scope}", scope)
+        if self.principal.space is not None and method not in NARROWED:
+            raise self._forbidden(f"a token without operator.admin may not call {method[:_MAX_SHOWN]}", "operator.admin")
         if entry is None:
             known = "connect is only valid as the first request" if method == "connect" else f"unknown method: {method[:_MAX_SHOWN]}"
             raise Refused(ErrorShape("INVALID_REQUEST", known))

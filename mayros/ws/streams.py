@@ -1,6 +1,7 @@
 """What one run has said, as the payloads of its events: `agent` (new text, and where the run stands) and `chat` (the same for chat pages).
 
-Pure: it keeps text and numbers and builds JSON; who gets which event, and when, is feed.py's. Imports mayros.wire.
+Pure: it keeps text and numbers and builds JSON; who gets which event, and when, is feed.py's. Imports mayros.core and
+mayros.wire.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Sequence
 import msgspec
 from twisted.internet.interfaces import IDelayedCall
 
+from mayros.core.reach import space_of
 from mayros.errors import GatewayError
-from mayros.events import RunEnded, ToolFinished, ToolStarted, ToolUpdate
+from mayros.events import ModelFailed, RunEnded, ToolFinished, ToolStarted, ToolUpdate
 from mayros.wire.frames import MAX_PAYLOAD
 
 #: Largest text in a payload: the rest of its frame is less than what is left of the largest message.
@@ -46,6 +48,8 @@ class RunStream:
 
     def __init__(self, run_id: str, session: str, before: str) -> None:
         self.run_id = run_id
+        #: The name space of its session, of which not all may know.
+        self.space = space_of(session)
         self.seq = 0
         self.started_ms: int | None = None
         self.assistant, self.thinking = Track(b"assistant", before), Track(b"thinking", "")
@@ -105,6 +109,20 @@ class RunStream:
         """`agent`: the run has begun."""
         self.started_ms = started_ms
         return self._lifecycle({"phase": "start", "startedAt": started_ms}, now_ms)
+
+    def fallback(self, event: ModelFailed, now_ms: int) -> bytes:
+        """`agent`: a model, or a key, could not answer, and another one is asked."""
+        data: dict[str, object] = {
+            "phase": "fallback",
+            "from": f"{event.provider}/{event.model}",
+            "to": f"{event.next_provider}/{event.next_model}",
+            "reason": event.kind,
+            "error": event.error,
+        }
+        for name, key in (("fromKey", event.credential), ("toKey", event.next_credential)):
+            if key:
+                data[name] = key
+        return self._lifecycle(data, now_ms)
 
     def ended(self, event: RunEnded, now_ms: int) -> bytes:
         """`agent`: the run has ended."""

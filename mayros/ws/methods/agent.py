@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from mayros import errors
+from mayros.core.images import Image, user_message
 from mayros.core.keys import SessionKey
 from mayros.core.ports import Claim, Run, RunResult, Sampling, Turn
+from mayros.core.reach import own_key
 from mayros.core.routing import Agent, Directory
-from mayros.errors import GatewayError, InvalidRequest
-from mayros.messages import Message, pack
-from mayros.wire.frames import Count, ErrorShape, Request, Text, canonical, error_shape, parse_params
+from mayros.core.spending import tokens_of
+from mayros.core.usage import dollars
+from mayros.errors import InvalidRequest, class_of
+from mayros.events import Usage
+from mayros.wire.frames import Count, ErrorShape, Request, Text, error_shape, parse_params
 from mayros.ws.methods import commands
+from mayros.ws.methods.attachments import ATTACHMENTS, Attachment, digest, images, within_budget
 from mayros.ws.methods.claims import check_key, obtain, submit
 from mayros.ws.methods.commands import Command
 from mayros.ws.methods.where import effort, known_agent
@@ -37,7 +42,7 @@ class AgentParams(msgspec.Struct, frozen=True, rename="camel"):
     session_id: str | None = None
     timeout: Count | None = None
     extra_system_prompt: str | None = None
-    attachments: tuple[msgspec.Raw, ...] | None = None
+    attachments: tuple[Attachment, ...] | None = None
     deliver: bool | None = None
     channel: str | None = None
     reply_channel: str | None = None
@@ -58,35 +63,35 @@ class AgentParams(msgspec.Struct, frozen=True, rename="camel"):
 
 def agent(session: Session, request: Request) -> None:
     """Checks what can be checked at once, then claims the key and runs."""
-    params = parse_params(AgentParams, request.params, "agent")
-    turn = _turn(session.gateway.config.current.directory, params)
+    params = parse_params(AgentParams, request.params, "agent", large=(ATTACHMENTS,))
+    shown = images(params.attachments)
+    turn = _turn(session, params, shown)
     command = commands.parse(params.message)
     renewal = command if command is not None and command.renews else None
-    session.spawn(request.id, _run(session, request.id, turn, renewal, sha256(canonical(request.params)).digest()))
+    session.count_run()
+    session.spawn(request.id, _run(session, request.id, turn, shown, renewal, digest(request, shown)))
 
 
 def _invalid(text: str) -> InvalidRequest:
     return InvalidRequest(f"invalid agent params: {text}")
 
 
-def _turn(directory: Directory, params: AgentParams) -> Turn:
+def _turn(session: Session, params: AgentParams, shown: Sequence[Image]) -> Turn:
     """The submission that the parameters ask for. Raises InvalidRequest."""
     check_key(params.idempotency_key, "agent")
-    if params.attachments:
-        raise _invalid("attachments are not supported by this gateway yet")
     if params.deliver:
         raise _invalid("deliver: this gateway has no channels to deliver to")
     for channel in (params.channel, params.reply_channel):
         if channel and channel.strip().lower() not in _CHANNELS:
             raise _invalid(f"unknown channel: {channel[:64]}")
-    chosen, session = _where(directory, params)
+    chosen, key = _where(session.gateway.config.current.directory, params)
     timeout = chosen.timeout_seconds if params.timeout is None else float(min(params.timeout or LONGEST_SECONDS, LONGEST_SECONDS))
     return Turn(
         run_id=params.idempotency_key,
         agent=chosen,
-        session=session,
+        session=own_key(session.principal, key, "sessionKey"),
         stateless=False,
-        messages=(pack(Message("user", params.message)),),
+        messages=(user_message(params.message, shown),),
         door="ws",
         extra_system=params.extra_system_prompt or "",
         sampling=Sampling(reasoning_effort=effort(params.thinking)),
@@ -114,7 +119,7 @@ def _where(directory: Directory, params: AgentParams) -> tuple[Agent, SessionKey
     return chosen or known_agent(directory, key.agent_id, "agent"), key
 
 
-async def _run(session: Session, request_id: str, turn: Turn, renewal: Command | None, digest: bytes) -> None:
+async def _run(session: Session, request_id: str, turn: Turn, shown: Sequence[Image], renewal: Command | None, digest: bytes) -> None:
     gateway, principal = session.gateway, session.principal
 
     def accepted() -> None:
@@ -125,7 +130,10 @@ async def _run(session: Session, request_id: str, turn: Turn, renewal: Command |
             return await commands.run(gateway, renewal, turn, principal, claim, accepted)
         return submit(gateway, turn, principal, claim, accepted)
 
-    work, fresh = await obtain(gateway, f"ws:agent:{principal.id}", turn.run_id, str(turn.session), digest, start)
+    async def begin(claim: Claim) -> Run | RunResult:
+        return await within_budget(gateway, turn, shown, partial(start, claim))
+
+    work, fresh = await obtain(gateway, f"ws:agent:{principal.id}", turn.run_id, str(turn.session), digest, begin)
     if not isinstance(work, RunResult):
         session.started(work)
         if not fresh:
@@ -139,22 +147,14 @@ async def _run(session: Session, request_id: str, turn: Turn, renewal: Command |
 
 def _result(result: RunResult) -> dict[str, object]:
     """What a run said, and what it took. `payloads` is empty when there is no text."""
-    usage = result.usage
-    prompt = usage.input + usage.cache_read + usage.cache_write
-    counts = {
-        "input": usage.input,
-        "output": usage.output,
-        "cacheRead": usage.cache_read,
-        "cacheWrite": usage.cache_write,
-        "total": prompt + usage.output,
-    }
+    last = result.turns[-1].usage if result.turns else result.usage
     about = {
         "sessionId": result.session_id,
         "provider": result.provider,
         "model": result.model,
-        "usage": counts,
-        "lastCallUsage": counts,
-        "promptTokens": prompt,
+        "usage": _counts(result.usage),
+        "lastCallUsage": _counts(last),
+        "promptTokens": last.input + last.cache_read + last.cache_write,
     }
     return {
         "payloads": [{"text": result.text, "mediaUrl": None}] if result.text else [],
@@ -167,21 +167,25 @@ def _result(result: RunResult) -> dict[str, object]:
     }
 
 
+def _counts(usage: Usage) -> dict[str, object]:
+    """Tokens by kind; and dollars, where the models have a price."""
+    counts: dict[str, object] = {
+        "input": usage.input,
+        "output": usage.output,
+        "cacheRead": usage.cache_read,
+        "cacheWrite": usage.cache_write,
+        "total": tokens_of(usage),
+    }
+    return {**counts, "cost": {"total": dollars(usage.cost_nano)}} if usage.cost_nano else counts
+
+
 def failed(result: RunResult) -> dict[str, object]:
     """The payload beside the error of a run that did not end well."""
     status = "timeout" if result.outcome == "timeout" else "error"
     return {"runId": result.run_id, "status": status, "summary": result.error or result.outcome, "outcome": result.outcome}
 
 
-_CLASSES = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GatewayError) and kind.code}
-
-
-def error_class(code: str) -> type[GatewayError]:
-    """The class of a recorded error code."""
-    return InvalidRequest if code == "invalid_request" else _CLASSES.get(code, GatewayError)
-
-
 def run_error(result: RunResult) -> ErrorShape:
     """The error of a run that did not end well."""
     code = result.error_code or "internal_error"
-    return error_shape(error_class(code)(result.error, code=code))
+    return error_shape(class_of(code)(result.error, code=code))

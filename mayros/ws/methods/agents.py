@@ -15,8 +15,9 @@ from mayros.config.schema import AgentEntry
 from mayros.config.source import literal
 from mayros.core.config_ports import NotInFile
 from mayros.core.keys import AGENT_ID, check_text, normalise_agent_id
+from mayros.core.reach import default_agent, may_use
 from mayros.core.routing import Agent, Settings
-from mayros.errors import GatewayError, InvalidRequest
+from mayros.errors import GatewayError, InvalidRequest, StorageUnavailable
 from mayros.wire.frames import Request, Text, parse_params
 
 if TYPE_CHECKING:
@@ -71,10 +72,10 @@ def agents_list(session: Session, request: Request) -> None:
     session.reply(
         request.id,
         {
-            "defaultId": directory.default_id,
+            "defaultId": default_agent(session.principal, directory.default_id, directory.agents),
             "mainKey": directory.main_key,
             "scope": config.session.scope,
-            "agents": [_shown(agent_id, entries.get(agent_id)) for agent_id in directory.agents],
+            "agents": [_shown(agent_id, entries.get(agent_id)) for agent_id in directory.agents if may_use(session.principal, agent_id)],
         },
     )
 
@@ -189,7 +190,7 @@ async def _update(
 
 
 def agents_delete(session: Session, request: Request) -> None:
-    """`{ok, agentId, removedBindings}`. Its sessions stay in the store; runs that are live end as they would have."""
+    """`{ok, agentId, removedBindings}`. Its sessions stay in the store; runs that are live end as they would have. Its rules for commands go."""
     params = parse_params(AgentsDeleteParams, request.params, "agents.delete")
     agent = known_agent(session.gateway.config.current, params.agent_id)
     if agent.id == RESERVED:
@@ -215,9 +216,19 @@ async def _delete(session: Session, request_id: str, agent: Agent, files: bool) 
             if removed:
                 tree["bindings"] = kept
 
+    # What cannot even be read could not be removed either.
+    await gateway.exec_rules.ready()
     await gateway.config.write(edit)
     if files:
         await _discard(gateway, agent)
+    # An "always" that comes now would begin the next list.
+    for approval in [one for one in gateway.approvals.pending() if one.question.agent_id == agent.id]:
+        gateway.approvals.resolve(approval.id, "deny", None)
+    try:
+        await gateway.exec_rules.forget(agent.id)
+    except StorageUnavailable:
+        why = "is deleted, but its rules for commands are still kept: a new one with this id would have them"
+        raise StorageUnavailable(f'agent "{agent.id}" {why}') from None
     session.reply(request_id, {"ok": True, "agentId": agent.id, "removedBindings": removed})
 
 

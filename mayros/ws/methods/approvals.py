@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from mayros.core.approvals import DEFAULT_MS, LONGEST_MS, MAX_COMMAND, Approval, Question
+from mayros.core.claims import shielded
 from mayros.core.exec_ports import AllowedExec, ExecAsk, ExecPolicy, ExecSecurity
 from mayros.core.exec_rules import ANY_AGENT, DEFAULTS, ExecRules
 from mayros.core.keys import normalise_agent_id, valid_agent_id
+from mayros.core.reach import sees
 from mayros.errors import InvalidRequest
 from mayros.wire.frames import Request, Text, parse_params
 from mayros.ws.approvals import asked
-from mayros.ws.methods.claims import shielded
+from mayros.ws.methods.where import own_session
 
 if TYPE_CHECKING:
     from mayros.ws.session import Session
@@ -105,6 +107,11 @@ class SetParams(msgspec.Struct, frozen=True, rename="camel"):
 def approval_request(session: Session, request: Request) -> None:
     """Ask whoever may answer, and wait for the decision; with `twoPhase`, say first that it was asked."""
     params = parse_params(RequestParams, request.params, "exec.approval.request")
+    gateway, principal = session.gateway, session.principal
+    where = params.session_key
+    if principal.space is not None:
+        # What it asks is about a session of its own, so that it hears of the answer, and is decided by whoever may decide for that.
+        where = str(own_session(session, where or gateway.config.current.directory.main_key, "exec.approval.request"))
     question = Question(
         params.command,
         params.cwd,
@@ -113,9 +120,9 @@ def approval_request(session: Session, request: Request) -> None:
         params.ask,
         params.agent_id,
         params.resolved_path,
-        params.session_key,
+        where,
     )
-    approval = session.gateway.approvals.ask(question, params.timeout_ms or DEFAULT_MS, params.id)
+    approval = gateway.approvals.ask(question, params.timeout_ms or DEFAULT_MS, params.id)
     if params.two_phase:
         times = {"createdAtMs": approval.created_ms, "expiresAtMs": approval.expires_ms}
         session.reply(request.id, {"status": "accepted", "id": approval.id, **times})
@@ -125,7 +132,10 @@ def approval_request(session: Session, request: Request) -> None:
 def approval_wait(session: Session, request: Request) -> None:
     """Wait for the decision on a question that was asked before."""
     params = parse_params(WaitParams, request.params, "exec.approval.waitDecision")
-    session.spawn(request.id, _decided(session, request.id, session.gateway.approvals.get(params.id)))
+    approval = session.gateway.approvals.get(params.id)
+    if not _concerns(session, approval):
+        raise InvalidRequest("unknown approval id")
+    session.spawn(request.id, _decided(session, request.id, approval))
 
 
 async def _decided(session: Session, request_id: str, approval: Approval) -> None:
@@ -139,15 +149,22 @@ def approval_resolve(session: Session, request: Request) -> None:
     params = parse_params(ResolveParams, request.params, "exec.approval.resolve")
     client = session.admitted.client if session.admitted is not None else None
     by = None if client is None else client.display_name or client.id
+    if not any(one.id == params.id and _concerns(session, one) for one in session.gateway.approvals.pending()):
+        raise InvalidRequest("unknown approval id")
     approval = session.gateway.approvals.resolve(params.id, params.decision, by)
     added = approval.question.always if params.decision == "allow-always" else None
     session.reply(request.id, {"ok": True} if added is None else {"ok": True, "added": added})
 
 
+def _concerns(session: Session, approval: Approval) -> bool:
+    """Whether a question is about a session that the client may know of."""
+    return sees(session.principal, approval.question.session_key or "")
+
+
 def approval_list(session: Session, request: Request) -> None:
     """All questions that wait, the oldest first."""
     parse_params(NoParams, request.params, "exec.approval.list")
-    session.reply(request.id, [asked(approval) for approval in session.gateway.approvals.pending()])
+    session.reply(request.id, [asked(approval) for approval in session.gateway.approvals.pending() if _concerns(session, approval)])
 
 
 def approvals_get(session: Session, request: Request) -> None:

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from hashlib import sha256
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
+from mayros.core.claims import shielded
+from mayros.core.images import Image, user_message
 from mayros.core.keys import SessionKey, new_id
 from mayros.core.ports import Claim, Run, RunResult, Sampling, Turn
+from mayros.core.reach import sees
 from mayros.core.session_ports import EntryMeta
 from mayros.errors import GatewayError, InvalidRequest
 from mayros.messages import Message, pack
-from mayros.wire.frames import Count, Request, Text, canonical, parse_params
+from mayros.wire.frames import Count, Request, Text, parse_params
 from mayros.ws.methods import commands
 from mayros.ws.methods.agent import LONGEST_SECONDS, failed, run_error
-from mayros.ws.methods.claims import check_key, obtain, shielded, submit
+from mayros.ws.methods.attachments import ATTACHMENTS, Attachment, digest, images, within_budget
+from mayros.ws.methods.claims import check_key, obtain, submit
 from mayros.ws.methods.commands import GATEWAY_MODEL, GATEWAY_PROVIDER, Command
 from mayros.ws.methods.quiet import abort, abort_session, quiet
-from mayros.ws.methods.where import effort, known_agent, session_key
+from mayros.ws.methods.where import effort, known_agent, own_session, session_key
 
 if TYPE_CHECKING:
     from mayros.ws.context import Gateway
@@ -36,14 +41,14 @@ _CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class SendParams(msgspec.Struct, frozen=True, rename="camel"):
-    """`deliver` has no effect."""
+    """`deliver` has no effect. `message` may be empty where there is an image."""
 
     session_key: Text
     message: str
     idempotency_key: Text
     thinking: str | None = None
     deliver: bool | None = None
-    attachments: tuple[msgspec.Raw, ...] | None = None
+    attachments: tuple[Attachment, ...] | None = None
     timeout_ms: Count | None = None
 
 
@@ -64,17 +69,16 @@ class InjectParams(msgspec.Struct, frozen=True, rename="camel"):
 
 def chat_send(session: Session, request: Request) -> None:
     """Checks what can be checked at once; a stop word aborts, anything else claims its key and runs."""
-    params = parse_params(SendParams, request.params, "chat.send")
+    params = parse_params(SendParams, request.params, "chat.send", large=(ATTACHMENTS,))
     text = clean(params.message)
     directory = session.gateway.config.current.directory
-    key = session_key(directory, params.session_key, "chat.send")
+    key = own_session(session, params.session_key, "chat.send")
     if commands.stops(text):
         _answer_abort(session, request.id, abort_session(session.gateway, key, "stop", "The run was stopped."))
         return
     check_key(params.idempotency_key, "chat.send")
-    if params.attachments:
-        raise InvalidRequest("invalid chat.send params: attachments are not supported by this gateway yet")
-    if not text.strip():
+    shown = images(params.attachments)
+    if not text.strip() and not shown:
         raise InvalidRequest("message or attachment required")
     agent = known_agent(directory, key.agent_id, "chat.send")
     asked = params.timeout_ms
@@ -83,12 +87,13 @@ def chat_send(session: Session, request: Request) -> None:
         agent=agent,
         session=key,
         stateless=False,
-        messages=(pack(Message("user", text)),),
+        messages=(user_message(text, shown),),
         door="ws",
         sampling=Sampling(reasoning_effort=effort(params.thinking)),
         timeout_seconds=agent.timeout_seconds if asked is None else min((asked / 1000) or LONGEST_SECONDS, LONGEST_SECONDS),
     )
-    session.spawn(request.id, _send(session, request.id, turn, commands.parse(text), sha256(canonical(request.params)).digest()))
+    session.count_run()
+    session.spawn(request.id, _send(session, request.id, turn, shown, commands.parse(text), digest(request, shown)))
 
 
 def clean(message: str) -> str:
@@ -99,7 +104,7 @@ def clean(message: str) -> str:
     return _CONTROL.sub("", text)
 
 
-async def _send(session: Session, request_id: str, turn: Turn, command: Command | None, digest: bytes) -> None:
+async def _send(session: Session, request_id: str, turn: Turn, shown: Sequence[Image], command: Command | None, digest: bytes) -> None:
     gateway, principal = session.gateway, session.principal
     begun = False
 
@@ -121,8 +126,11 @@ async def _send(session: Session, request_id: str, turn: Turn, command: Command 
                 _tell_failure(gateway, turn, error)
             raise
 
+    async def begin(claim: Claim) -> Run | RunResult:
+        return await within_budget(gateway, turn, shown, partial(start, claim))
+
     try:
-        work, fresh = await obtain(gateway, f"ws:chat:{principal.id}", turn.run_id, str(turn.session), digest, start)
+        work, fresh = await obtain(gateway, f"ws:chat:{principal.id}", turn.run_id, str(turn.session), digest, begin)
     except GatewayError:
         if begun:
             return  # it was answered; the failure was told in an event
@@ -141,18 +149,20 @@ async def _send(session: Session, request_id: str, turn: Turn, command: Command 
 
 def _tell_failure(gateway: Gateway, turn: Turn, error: GatewayError) -> None:
     payload = {"runId": turn.run_id, "sessionKey": str(turn.session), "seq": 0, "state": "error", "errorMessage": error.message}
-    gateway.broadcaster.publish("chat", payload, "operator.read")
+    gateway.broadcaster.publish("chat", payload, "operator.read", session=str(turn.session))
 
 
 def chat_abort(session: Session, request: Request) -> None:
     """Runs of every kind that the session has, the waiting ones too."""
     params = parse_params(AbortParams, request.params, "chat.abort")
     gateway = session.gateway
-    key = session_key(gateway.config.current.directory, params.session_key, "chat.abort")
+    key = own_session(session, params.session_key, "chat.abort")
     if params.run_id is None:
         _answer_abort(session, request.id, abort_session(gateway, key, "rpc"))
         return
     run = gateway.runs.get(params.run_id)
+    if run is not None and not sees(session.principal, str(run.turn.session)):
+        run = None
     if run is not None and run.turn.session != key:
         raise InvalidRequest("runId does not match sessionKey")
     _answer_abort(session, request.id, [params.run_id] if run is not None and abort(gateway, run, "rpc") else [])

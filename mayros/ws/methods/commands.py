@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mayros.core.images import pictured, retold
 from mayros.core.keys import SessionKey
 from mayros.core.ports import Claim, Principal, Run, RunResult, Turn
 from mayros.core.session_ports import EntryMeta, SessionRow
@@ -70,9 +71,9 @@ async def run(gateway: Gateway, command: Command, turn: Turn, principal: Princip
     Raises GatewayError, also after `begun`: the session stays active, the store cannot be written.
     """
     key, started_ms = turn.session, gateway.now_ms()
-    if command.renews and command.rest:
-        turn = msgspec.structs.replace(turn, messages=(pack(Message("user", command.rest)),))
-        gateway.runs.check(turn)
+    if command.renews and (command.rest or pictured(turn.messages)):
+        turn = msgspec.structs.replace(turn, messages=(retold(turn.messages[0], command.rest),))
+        gateway.runs.check(turn, principal)
         begun()
         await renew(gateway, key)
         return submit(gateway, turn, principal, claim, lambda: None)

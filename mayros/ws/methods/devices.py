@@ -12,11 +12,11 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from mayros.core.auth import lacking
+from mayros.core.claims import shielded
 from mayros.core.device_ports import DeviceRecord, DeviceToken
 from mayros.core.devices import Devices
 from mayros.wire.frames import Request, Text, parse_params
 from mayros.ws.credentials import Refused
-from mayros.ws.methods.claims import shielded
 from mayros.ws.pairing import pending
 
 if TYPE_CHECKING:

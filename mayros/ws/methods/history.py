@@ -1,7 +1,8 @@
 """`chat.history` and `sessions.preview`: what was said in a session, in the shape of the transcripts that clients know. Imports mayros.core.
 
 A message is `{role, content: [{type: "text", text}, {type: "toolCall", id, name, arguments}], timestamp}`, of the assistant also `api, provider,
-model, stopReason`; the answer of a tool has the role `toolResult`. Long texts are cut, and a message that is still too large gives way to a marker.
+model, stopReason`; the answer of a tool has the role `toolResult`. Of an image its kind and size are told. Long texts are cut, and a message that
+is still too large gives way to a marker.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from twisted.logger import Logger
 
+from mayros.core.images import about
 from mayros.core.routing import Settings
 from mayros.core.session_ports import Entry, EntryMeta
-from mayros.errors import GatewayError
-from mayros.messages import Message, unpack
+from mayros.errors import GatewayError, class_of
+from mayros.messages import ImagePart, Message, text_of, unpack
 from mayros.wire.frames import Count, Request, Text, parse_params
-from mayros.ws.methods.agent import error_class
-from mayros.ws.methods.where import session_key
+from mayros.ws.methods.where import own_session
 
 if TYPE_CHECKING:
-    from mayros.ws.context import Gateway
     from mayros.ws.session import Session
 
 log = Logger()
@@ -68,7 +68,7 @@ def chat_history(session: Session, request: Request) -> None:
 async def _history(session: Session, request_id: str, params: HistoryParams) -> None:
     gateway = session.gateway
     settings = gateway.config.current
-    key = session_key(settings.directory, params.session_key, "chat.history")
+    key = own_session(session, params.session_key, "chat.history")
     found = await gateway.sessions.transcript(str(key), params.limit)
     answer: dict[str, object] = {"sessionKey": params.session_key, "messages": []}
     thinking = settings.config.agents.defaults.thinking_default or "off"
@@ -119,8 +119,12 @@ def _role(message: Message) -> str:
 
 def _message(settings: Settings, message: Message, entry: Entry) -> dict[str, object]:
     content: list[dict[str, object]] = []
-    if isinstance(message.content, str) and message.content:
-        content.append({"type": "text", "text": cut(message.content)})
+    if (text := text_of(message)) != "":
+        content.append({"type": "text", "text": cut(text)})
+    for part in message.content if isinstance(message.content, tuple) else ():
+        if isinstance(part, ImagePart):
+            kind, size = about(part)
+            content.append({"type": "image", "mimeType": kind, "omitted": True, "bytes": size})
     for call in message.tool_calls or ():
         arguments = call.function.arguments
         content.append({"type": "toolCall", "id": call.id, "name": call.function.name, "arguments": cut(arguments)})
@@ -147,7 +151,7 @@ def _about(settings: Settings, meta: EntryMeta, run_id: str) -> dict[str, object
     if meta.outcome in ("aborted", "timeout"):
         about |= {"stopReason": "aborted", "mayrosAbort": {"aborted": True, "runId": run_id}}
     elif meta.outcome == "error":
-        about |= {"stopReason": "error", "errorMessage": error_class(meta.error_code or "internal_error")().message}
+        about |= {"stopReason": "error", "errorMessage": class_of(meta.error_code or "internal_error")().message}
     return about
 
 
@@ -166,20 +170,20 @@ async def _preview(session: Session, request_id: str, params: PreviewParams) -> 
     gateway = session.gateway
     limit, chars = max(1, min(params.limit, _MAX_ITEMS)), min(params.max_chars, _MAX_CHARS)
     keys = [text for text in params.keys if text.strip()][:MAX_KEYS]
-    previews = [await _one_preview(gateway, text, limit, chars) for text in keys]
+    previews = [await _one_preview(session, text, limit, chars) for text in keys]
     session.reply(request_id, {"ts": gateway.now_ms(), "previews": previews})
 
 
-async def _one_preview(gateway: Gateway, text: str, limit: int, chars: int) -> dict[str, object]:
+async def _one_preview(session: Session, text: str, limit: int, chars: int) -> dict[str, object]:
     """What is wrong with one session does not keep the others from being shown."""
     items: list[dict[str, str]] = []
     try:
-        key = session_key(gateway.config.current.directory, text, "sessions.preview", "keys")
-        found = await gateway.sessions.transcript(str(key), limit)
+        key = own_session(session, text, "sessions.preview", "keys")
+        found = await session.gateway.sessions.transcript(str(key), limit)
         status = "missing" if found is None else "empty"
         for entry in found.entries if found is not None else ():
             message = unpack(entry.message)
-            if isinstance(message.content, str) and (words := message.content.strip()):
+            if words := text_of(message).strip():
                 shown = words if len(words) <= chars else words[: chars - 3].rstrip() + "..."
                 items.append({"role": _ROLES.get(message.role, "other"), "text": shown})
     except (GatewayError, msgspec.DecodeError) as error:

@@ -20,7 +20,7 @@ def system_presence(session: Session, request: Request) -> None:
     """The list itself, not an object around it; the gateway comes first."""
     parse_params(NoParams, request.params, "system-presence")
     gateway = session.gateway
-    session.reply(request.id, gateway.presence.entries(gateway.now_ms()))
+    session.reply(request.id, gateway.presence.shown(gateway.now_ms(), session.principal.space is None))
 
 
 def last_heartbeat(session: Session, request: Request) -> None:

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from mayros.core.claims import shielded
 from mayros.core.keys import SessionKey, check_text
+from mayros.core.reach import default_agent
 from mayros.core.routing import Settings
 from mayros.core.session_ports import SessionQuery, SessionRow
 from mayros.errors import InvalidRequest
 from mayros.wire.frames import Request, Text, parse_params
-from mayros.ws.methods.claims import shielded
 from mayros.ws.methods.commands import renew
 from mayros.ws.methods.quiet import quiet
 from mayros.ws.methods.rows import chosen, entry, hidden, listed
-from mayros.ws.methods.where import known_agent, level, model_of, session_key, thinking_level
+from mayros.ws.methods.where import known_agent, level, model_of, own_session, session_key, thinking_level
 
 if TYPE_CHECKING:
     from mayros.ws.context import Gateway
@@ -130,9 +131,10 @@ async def _list(session: Session, request_id: str, params: ListParams) -> None:
         search=_given(params.search),
         titles=params.include_derived_titles,
         previews=params.include_last_message,
+        space=session.principal.space,
     )
     rows = [listed(settings, row) for row in await gateway.sessions.list(query) if not hidden(row.key)]
-    default = chosen(settings, settings.directory.default_id)
+    default = chosen(settings, default_agent(session.principal, settings.directory.default_id, settings.directory.agents))
     defaults = {"modelProvider": default.provider, "model": default.model, "contextTokens": default.context_tokens}
     session.reply(request_id, {"ts": now, "path": "(multiple)", "count": len(rows), "defaults": defaults, "sessions": rows})
 
@@ -162,7 +164,7 @@ async def _resolve(session: Session, request_id: str, params: ResolveParams) -> 
     gateway = session.gateway
     text, rows = _given(params.key), []
     if text is not None:
-        key = session_key(gateway.config.current.directory, text, "sessions.resolve", "key")
+        key = own_session(session, text, "sessions.resolve", "key")
         row = await gateway.sessions.get(str(key))
         agent_id, spawned_by = _agent_id(params.agent_id), _given(params.spawned_by)
         if row is not None and agent_id in (None, row.agent_id) and spawned_by in (None, row.settings.spawned_by):
@@ -175,6 +177,7 @@ async def _resolve(session: Session, request_id: str, params: ResolveParams) -> 
             label=_given(params.label),
             agent_id=_agent_id(params.agent_id),
             spawned_by=_given(params.spawned_by),
+            space=session.principal.space,
         )
         rows.extend(await gateway.sessions.list(query))
     if not rows:

@@ -1,4 +1,4 @@
-"""`status`: the sessions there are and how full their contexts are. Imports mayros.core."""
+"""`status`: the sessions there are and how full their contexts are, and how the gateway as a whole is. Imports mayros.core."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mayros.core.config_ports import ConfigState
+from mayros.core.reach import default_agent, may_use
 from mayros.core.session_ports import SessionQuery
 from mayros.wire.frames import Request, parse_params
 from mayros.ws.methods.rows import chosen, hidden, told
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 RECENT = 10
 #: The newest sessions, of which each agent's newest are shown.
 _LOOKED_AT = 200
+#: As far as the sessions of a narrowed token are counted.
+MAX_COUNTED = 1000
 
 
 class StatusParams(msgspec.Struct, frozen=True):
@@ -32,12 +36,19 @@ async def _status(session: Session, request_id: str) -> None:
     gateway = session.gateway
     settings, admin = gateway.config.current, session.may("operator.admin")
     directory = settings.directory
-    count = await gateway.sessions.count()
+    principal = session.principal
+    if principal.space is None:
+        count, agent_ids = await gateway.sessions.count(), list(directory.agents)
+        counts = _counts(gateway.health_payload())
+    else:
+        own = await gateway.sessions.list(SessionQuery(limit=MAX_COUNTED, space=principal.space))
+        count, agent_ids = len(own), [agent_id for agent_id in directory.agents if may_use(principal, agent_id)]
+        counts = {agent_id: sum(1 for row in own if row.agent_id == agent_id) for agent_id in agent_ids}
     newest = await gateway.sessions.list(SessionQuery(limit=_LOOKED_AT)) if admin else ()
     now = gateway.now_ms()
     rows = [told(settings, row, now) for row in newest if not hidden(row.key)]
-    counts = _counts(gateway.health_payload())
-    default = chosen(settings, directory.default_id)
+    default_id = default_agent(principal, directory.default_id, directory.agents)
+    default = chosen(settings, default_id)
     by_agent = [
         {
             "agentId": agent_id,
@@ -45,7 +56,7 @@ async def _status(session: Session, request_id: str) -> None:
             "count": counts.get(agent_id, 0),
             "recent": [row for row in rows if row["agentId"] == agent_id][:RECENT],
         }
-        for agent_id in directory.agents
+        for agent_id in agent_ids
     ]
     sessions = {
         "paths": [settings.state_dir] if admin else [],
@@ -55,10 +66,23 @@ async def _status(session: Session, request_id: str) -> None:
         "byAgent": by_agent,
     }
     heartbeat = {
-        "defaultAgentId": directory.default_id,
-        "agents": [{"agentId": agent_id, "enabled": False, "every": "0m", "everyMs": None} for agent_id in directory.agents],
+        "defaultAgentId": default_id,
+        "agents": [{"agentId": agent_id, "enabled": False, "every": "0m", "everyMs": None} for agent_id in agent_ids],
     }
-    session.reply(request_id, {"heartbeat": heartbeat, "channelSummary": [], "queuedSystemEvents": [], "sessions": sessions})
+    answer: dict[str, object] = {"heartbeat": heartbeat, "channelSummary": [], "queuedSystemEvents": [], "sessions": sessions}
+    if principal.space is None:
+        answer["gateway"] = gateway.overview(admin)
+    if admin:
+        answer["config"] = _config(gateway.config.state)
+    session.reply(request_id, answer)
+
+
+def _config(state: ConfigState) -> dict[str, object]:
+    """How the last reading of the configuration went."""
+    shown: dict[str, object] = {"loadedAt": state.loaded_at_ms, "restartRequired": state.restart}
+    if state.problem is not None:
+        shown |= {"error": state.problem, "errorAt": state.problem_at_ms}
+    return shown
 
 
 def _counts(health: dict[str, object]) -> dict[str, int]:

@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
 from mayros.wire.frames import Request
-from mayros.ws.methods.agent import agent
-from mayros.ws.methods.agents import agents_create, agents_delete, agents_list, agents_update
-from mayros.ws.methods.approvals import approval_list, approval_request, approval_resolve, approval_wait, approvals_get, approvals_set
-from mayros.ws.methods.chat import chat_abort, chat_inject, chat_send
-from mayros.ws.methods.config import config_get, config_schema
-from mayros.ws.methods.devices import pair_approve, pair_list, pair_reject, pair_remove, token_revoke, token_rotate
-from mayros.ws.methods.files import agents_files_get, agents_files_list, agents_files_set
-from mayros.ws.methods.health import health
-from mayros.ws.methods.history import chat_history, sessions_preview
-from mayros.ws.methods.models import models_list
-from mayros.ws.methods.presence import last_heartbeat, system_presence
-from mayros.ws.methods.sessions import sessions_delete, sessions_list, sessions_patch, sessions_reset, sessions_resolve
-from mayros.ws.methods.status import status
-from mayros.ws.methods.tools import tools_catalog
-from mayros.ws.methods.wait import agent_identity_get, agent_wait
 
 if TYPE_CHECKING:
     from mayros.ws.session import Session
@@ -29,52 +15,88 @@ if TYPE_CHECKING:
 Handler = Callable[["Session", Request], None]
 
 
-class Method(NamedTuple):
-    """`scope` None: every client may call it."""
+class Method:
+    """`scope` None: every client may call it. The handler is `module.function` of this package, loaded with the first call.
 
-    scope: str | None
-    handler: Handler
+    An idle gateway has no use for most of them, and together they are the largest part of the door.
+    """
+
+    __slots__ = ("_found", "_where", "scope")
+
+    def __init__(self, scope: str | None, where: str) -> None:
+        self.scope, self._where = scope, where
+        self._found: Handler | None = None
+
+    @property
+    def handler(self) -> Handler:
+        """Who answers."""
+        if self._found is None:
+            module, _, name = self._where.partition(".")
+            self._found = cast(Handler, getattr(import_module(f"mayros.ws.methods.{module}"), name))
+        return self._found
 
 
+#: What a narrowed token (core/reach.py) may call: each of these tells it of its own sessions only. No other method is for it, whatever its scopes.
+NARROWED = frozenset(
+    (
+        *("health", "status", "agent", "agent.wait", "agent.identity.get", "chat.send", "chat.history", "chat.abort"),
+        *("sessions.list", "sessions.preview", "sessions.resolve", "sessions.usage", "usage.status", "usage.cost"),
+        *("models.list", "tools.catalog", "agents.list", "system-presence", "last-heartbeat"),
+        *("exec.approval.request", "exec.approval.waitDecision", "exec.approval.resolve", "exec.approval.list"),
+    )
+)
 METHODS: Mapping[str, Method] = {
-    "health": Method(None, health),
-    "status": Method("operator.read", status),
-    "agent": Method("operator.write", agent),
-    "agent.wait": Method("operator.write", agent_wait),
-    "agent.identity.get": Method("operator.read", agent_identity_get),
-    "chat.send": Method("operator.write", chat_send),
-    "chat.history": Method("operator.read", chat_history),
-    "chat.abort": Method("operator.write", chat_abort),
-    "chat.inject": Method("operator.admin", chat_inject),
-    "sessions.list": Method("operator.read", sessions_list),
-    "sessions.preview": Method("operator.read", sessions_preview),
-    "sessions.resolve": Method("operator.read", sessions_resolve),
-    "sessions.patch": Method("operator.admin", sessions_patch),
-    "sessions.reset": Method("operator.admin", sessions_reset),
-    "sessions.delete": Method("operator.admin", sessions_delete),
-    "models.list": Method("operator.read", models_list),
-    "tools.catalog": Method("operator.read", tools_catalog),
-    "agents.list": Method("operator.read", agents_list),
-    "agents.create": Method("operator.admin", agents_create),
-    "agents.update": Method("operator.admin", agents_update),
-    "agents.delete": Method("operator.admin", agents_delete),
-    "agents.files.list": Method("operator.read", agents_files_list),
-    "agents.files.get": Method("operator.read", agents_files_get),
-    "agents.files.set": Method("operator.admin", agents_files_set),
-    "config.get": Method("operator.read", config_get),
-    "config.schema": Method("operator.admin", config_schema),
-    "device.pair.list": Method("operator.pairing", pair_list),
-    "device.pair.approve": Method("operator.pairing", pair_approve),
-    "device.pair.reject": Method("operator.pairing", pair_reject),
-    "device.pair.remove": Method("operator.pairing", pair_remove),
-    "device.token.rotate": Method("operator.pairing", token_rotate),
-    "device.token.revoke": Method("operator.pairing", token_revoke),
-    "exec.approval.request": Method("operator.approvals", approval_request),
-    "exec.approval.waitDecision": Method("operator.approvals", approval_wait),
-    "exec.approval.resolve": Method("operator.approvals", approval_resolve),
-    "exec.approval.list": Method("operator.approvals", approval_list),
-    "exec.approvals.get": Method("operator.admin", approvals_get),
-    "exec.approvals.set": Method("operator.admin", approvals_set),
-    "system-presence": Method("operator.read", system_presence),
-    "last-heartbeat": Method("operator.read", last_heartbeat),
+    "health": Method(None, "health.health"),
+    "status": Method("operator.read", "status.status"),
+    "agent": Method("operator.write", "agent.agent"),
+    "agent.wait": Method("operator.write", "wait.agent_wait"),
+    "agent.identity.get": Method("operator.read", "wait.agent_identity_get"),
+    "chat.send": Method("operator.write", "chat.chat_send"),
+    "chat.history": Method("operator.read", "history.chat_history"),
+    "chat.abort": Method("operator.write", "chat.chat_abort"),
+    "chat.inject": Method("operator.admin", "chat.chat_inject"),
+    "sessions.list": Method("operator.read", "sessions.sessions_list"),
+    "sessions.preview": Method("operator.read", "history.sessions_preview"),
+    "sessions.resolve": Method("operator.read", "sessions.sessions_resolve"),
+    "sessions.patch": Method("operator.admin", "sessions.sessions_patch"),
+    "sessions.reset": Method("operator.admin", "sessions.sessions_reset"),
+    "sessions.delete": Method("operator.admin", "sessions.sessions_delete"),
+    "sessions.usage": Method("operator.read", "usage.sessions_usage"),
+    "usage.status": Method("operator.read", "usage.usage_status"),
+    "usage.cost": Method("operator.read", "usage.usage_cost"),
+    "logs.tail": Method("operator.read", "logs.logs_tail"),
+    "models.list": Method("operator.read", "models.models_list"),
+    "models.status": Method("operator.read", "models.models_status"),
+    "tools.catalog": Method("operator.read", "tools.tools_catalog"),
+    "agents.list": Method("operator.read", "agents.agents_list"),
+    "agents.create": Method("operator.admin", "agents.agents_create"),
+    "agents.update": Method("operator.admin", "agents.agents_update"),
+    "agents.delete": Method("operator.admin", "agents.agents_delete"),
+    "agents.files.list": Method("operator.read", "files.agents_files_list"),
+    "agents.files.get": Method("operator.read", "files.agents_files_get"),
+    "agents.files.set": Method("operator.admin", "files.agents_files_set"),
+    "config.get": Method("operator.read", "config.config_get"),
+    "config.schema": Method("operator.admin", "config.config_schema"),
+    "config.set": Method("operator.admin", "config.config_set"),
+    "config.patch": Method("operator.admin", "config.config_patch"),
+    "config.apply": Method("operator.admin", "config.config_apply"),
+    "config.change": Method("operator.admin", "config.config_change"),
+    "device.pair.list": Method("operator.pairing", "devices.pair_list"),
+    "device.pair.approve": Method("operator.pairing", "devices.pair_approve"),
+    "device.pair.reject": Method("operator.pairing", "devices.pair_reject"),
+    "device.pair.remove": Method("operator.pairing", "devices.pair_remove"),
+    "device.token.rotate": Method("operator.pairing", "devices.token_rotate"),
+    "device.token.revoke": Method("operator.pairing", "devices.token_revoke"),
+    "exec.approval.request": Method("operator.approvals", "approvals.approval_request"),
+    "exec.approval.waitDecision": Method("operator.approvals", "approvals.approval_wait"),
+    "exec.approval.resolve": Method("operator.approvals", "approvals.approval_resolve"),
+    "exec.approval.list": Method("operator.approvals", "approvals.approval_list"),
+    "exec.approvals.get": Method("operator.admin", "approvals.approvals_get"),
+    "exec.approvals.set": Method("operator.admin", "approvals.approvals_set"),
+    "tokens.create": Method("operator.admin", "tokens.tokens_create"),
+    "tokens.list": Method("operator.admin", "tokens.tokens_list"),
+    "tokens.revoke": Method("operator.admin", "tokens.tokens_revoke"),
+    "tokens.rotate": Method("operator.admin", "tokens.tokens_rotate"),
+    "system-presence": Method("operator.read", "presence.system_presence"),
+    "last-heartbeat": Method("operator.read", "presence.last_heartbeat"),
 }

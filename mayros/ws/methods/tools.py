@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mayros.config.toolnames import PROFILES
+from mayros.core.reach import default_agent
 from mayros.core.toolbox import Row
 from mayros.wire.frames import Request, Text, parse_params
 from mayros.ws.methods.where import known_agent
@@ -45,7 +46,8 @@ def tools_catalog(session: Session, request: Request) -> None:
     params = parse_params(CatalogParams, request.params, "tools.catalog")
     gateway = session.gateway
     directory = gateway.config.current.directory
-    agent = known_agent(directory, params.agent_id or directory.default_id, "tools.catalog")
+    agent_id = params.agent_id or default_agent(session.principal, directory.default_id, directory.agents)
+    agent = known_agent(directory, agent_id, "tools.catalog", session.principal)
     groups: dict[str, list[dict[str, object]]] = {}
     for row in gateway.toolbox.catalogue(agent, agent.models[0] if agent.models else None):
         groups.setdefault(row.group, []).append(_shown(row))

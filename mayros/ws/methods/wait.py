@@ -9,9 +9,10 @@ from twisted.internet.defer import Deferred, TimeoutError
 
 from mayros.core.keys import normalise_agent_id
 from mayros.core.ports import Run, RunResult
+from mayros.core.reach import default_agent, sees
 from mayros.errors import GatewayError, InvalidRequest
 from mayros.wire.frames import Count, Request, parse_params
-from mayros.ws.methods.where import known_agent, session_key
+from mayros.ws.methods.where import known_agent, own_session
 
 if TYPE_CHECKING:
     from mayros.ws.context import Gateway
@@ -33,7 +34,7 @@ def agent_wait(session: Session, request: Request) -> None:
     params = parse_params(WaitParams, request.params, "agent.wait")
     gateway, run_id = session.gateway, params.run_id
     known = gateway.runs.ended(run_id) or gateway.answered.get(run_id)
-    if known is not None:
+    if known is not None and sees(session.principal, known.session_key):
         session.reply(request.id, _ended(run_id, known))
     elif not params.timeout_ms:
         session.reply(request.id, {"runId": run_id, "status": "timeout"})
@@ -47,14 +48,18 @@ async def _wait(session: Session, request_id: str, run_id: str, seconds: float) 
     until = clock.seconds() + seconds
     try:
         work: Run | RunResult | None = gateway.runs.get(run_id)
-        if work is None:
-            work = await _appearance(gateway, run_id).addTimeout(seconds, clock)
+        while work is None or not sees(session.principal, _session_of(work)):
+            work = await _appearance(gateway, run_id).addTimeout(max(0.0, until - clock.seconds()), clock)
         if not isinstance(work, RunResult):
             work = await work.ended().addTimeout(max(0.0, until - clock.seconds()), clock)
     except TimeoutError:
         session.reply(request_id, {"runId": run_id, "status": "timeout"})
     else:
         session.reply(request_id, _ended(run_id, work))
+
+
+def _session_of(work: Run | RunResult) -> str:
+    return work.session_key if isinstance(work, RunResult) else str(work.turn.session)
 
 
 def _appearance(gateway: Gateway, run_id: str) -> Deferred[Run | RunResult]:
@@ -97,13 +102,14 @@ def agent_identity_get(session: Session, request: Request) -> None:
     settings = session.gateway.config.current
     directory = settings.directory
     agent_id = (params.agent_id or "").strip()
-    agent = known_agent(directory, agent_id, method) if agent_id else None
+    principal = session.principal
+    agent = known_agent(directory, agent_id, method, principal) if agent_id else None
     if params.session_key is not None and params.session_key.strip():
-        key = session_key(directory, params.session_key, method)
+        key = own_session(session, params.session_key, method)
         if agent is not None and key.agent_id != agent.id:
             raise InvalidRequest(f'invalid {method} params: agent "{agent.id}" does not match session key agent "{key.agent_id}"')
         agent = agent or known_agent(directory, key.agent_id, method)
-    agent = agent or directory.agents[directory.default_id]
+    agent = agent or directory.agents[default_agent(principal, directory.default_id, directory.agents)]
     avatar = next((entry.identity.avatar for entry in settings.config.agents.list if normalise_agent_id(entry.id) == agent.id), None)
     identity = {"agentId": agent.id, "name": agent.name or _NAME, "avatar": avatar or _AVATAR}
     session.reply(request.id, {**identity, "emoji": agent.emoji} if agent.emoji else identity)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mayros.core.keys import SessionKey
 from mayros.core.models import Model
+from mayros.core.ports import Principal
+from mayros.core.reach import check_agent, own_key
 from mayros.core.routing import Agent, Directory, Settings
 from mayros.errors import AgentNotFound, InvalidRequest
+
+if TYPE_CHECKING:
+    from mayros.ws.session import Session
 
 #: What `thinkingLevel` and `thinking` may be.
 THINKING = ("off", "minimal", "low", "medium", "high", "xhigh")
@@ -20,10 +27,18 @@ def session_key(directory: Directory, text: str, method: str, param: str = "sess
         raise InvalidRequest(f"invalid {method} params: {error.message}") from None
 
 
-def known_agent(directory: Directory, agent_id: str, method: str) -> Agent:
-    """The agent of an id. Raises InvalidRequest."""
+def own_session(session: Session, text: str, method: str, param: str = "sessionKey") -> SessionKey:
+    """The session that a client means (core/reach.py). Raises InvalidRequest, and Forbidden for an agent that it may not use."""
+    return own_key(session.principal, session_key(session.gateway.config.current.directory, text, method, param), param)
+
+
+def known_agent(directory: Directory, agent_id: str, method: str, principal: Principal | None = None) -> Agent:
+    """The agent of an id. Raises InvalidRequest, and Forbidden for one that the principal may not use."""
     try:
-        return directory.agent(agent_id.strip(), "agentId")
+        agent = directory.agent(agent_id.strip(), "agentId")
+        if principal is not None:
+            check_agent(principal, agent.id)
+        return agent
     except AgentNotFound:
         raise InvalidRequest(f'invalid {method} params: unknown agent id "{agent_id[:_SHOWN]}"') from None
 
