@@ -42,7 +42,7 @@ def metrics(rig: Rig, failures: Failures, effort: Effort) -> list[Row]:
     return [
         Row("requests/s without metrics, with them", *shown, ratio, f"{ratio:.3f}", ">= 0.95", ratio >= 0.95, ratios),
         Row("  CPU time per request", *used, cost, f"{cost:.3f}", "(shown)", True, dearer),
-        Row("a scrape with all series that there may be, ms", "", f"{took:.2f}", took, "", "<= 10", took <= 10),
+        Row("a scrape with all series that there may be, CPU ms", "", f"{took:.2f}", took, "", "<= 10", took <= 10),
     ]
 
 
@@ -72,7 +72,7 @@ class _Scraper:
 
 
 def _scrapes(count: int) -> list[float]:
-    """Milliseconds that it takes to write the text, when nothing more fits in."""
+    """Milliseconds of CPU that it takes to write the text, when nothing more fits in."""
     registry = Registry()
     counter = Counter(registry, "mayros_a_total", "Counted.", ("provider", "model", "outcome"))
     histogram = Histogram(registry, "mayros_b_seconds", "Measured.", (0.005, 0.025, 0.1, 0.25, 1, 2.5, 10, 30, 120), ("provider", "model"))
@@ -83,9 +83,9 @@ def _scrapes(count: int) -> list[float]:
         number += 1
     took = []
     for _ in range(count):
-        began = time.perf_counter()
+        began = time.thread_time()
         registry.text()
-        took.append((time.perf_counter() - began) * 1e3)
+        took.append((time.thread_time() - began) * 1e3)
     return took
 
 

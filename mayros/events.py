@@ -5,6 +5,7 @@ A list holds what one read of the provider's socket brought, and leaves in one w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -76,9 +77,15 @@ class ModelAnswered(Event, frozen=True, gc=False):
 
 
 class TextDelta(Event, frozen=True, gc=False):
-    """More of the answer's text; whole characters."""
+    """More of the answer's text; whole characters. `logprobs`: how likely its tokens were, a JSON array as OpenAI writes it, where they were asked for."""
 
     text: str
+    logprobs: bytes | None = None
+
+
+def one_array(arrays: Sequence[bytes]) -> bytes:
+    """JSON arrays, none of them empty, as one."""
+    return arrays[0] if len(arrays) == 1 else b"[%b]" % b",".join([array[1:-1] for array in arrays])
 
 
 class ReasoningDelta(Event, frozen=True, gc=False):

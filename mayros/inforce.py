@@ -63,7 +63,7 @@ class InForce:
         """See ws.context.Gateway."""
         if not self._manager.address:
             return False
-        self._reactor.callLater(seconds, self._restart, why)
+        self._reloader.restart_after(seconds, why)
         return True
 
     def _find_secret(self, config: Config, environ: Mapping[str, str]) -> AuthSecret:

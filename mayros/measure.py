@@ -37,6 +37,8 @@ def measure(metrics: Metrics, parts: Parts) -> None:
         ("direction", "kind"),
     )
     metrics.counted("mayros_ws_slow_consumers_total", "Clients that were given up.", one(lambda: parts.conversations.budget.given_up))
+    broadcaster = parts.conversations.broadcaster
+    metrics.counted("mayros_ws_deltas_dropped_total", "Deltas that were left out for slow clients.", one(lambda: broadcaster.left_out))
     metrics.by("mayros_ws_refused_total", "WebSocket clients that were not let in.", "reason", lambda: dict(traffic.turned_away), counter=True)
     metrics.by("mayros_auth_failures_total", "Wrong credentials.", "reason", lambda: dict(parts.doors.wrong), counter=True)
     metrics.counted("mayros_auth_lockouts_total", "Clients that were locked out.", one(lambda: _limiter(parts)[0]))

@@ -75,8 +75,8 @@ class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Message).decode
 #: How a message with parts begins, and what stands before the URL of each image; inside of texts quotes have backslashes.
-_PARTS = (b'{"role":"user","content":[', b'{"role":"tool","content":[')
-_BRACKET_AT = len(_PARTS[0]) - 1
+_PARTS = (memoryview(b'{"role":"user","content":['), memoryview(b'{"role":"tool","content":['))
+_BRACKET_AT, _BRACKET = len(_PARTS[0]) - 1, ord("[")
 _URL = b'"image_url":{"url":"'
 _LARGE = 64 << 10
 
@@ -110,7 +110,7 @@ def data_of(raw: msgspec.Raw) -> bytes:
 def has_parts(raw: msgspec.Raw) -> bool:
     """Whether a canonical message has parts, so that there are images in it. Looks at its beginning only, however large it is."""
     view = memoryview(raw)
-    return view[_BRACKET_AT : _BRACKET_AT + 1] == b"[" and view[: _BRACKET_AT + 1] in _PARTS
+    return len(view) > _BRACKET_AT and view[_BRACKET_AT] == _BRACKET and view[: _BRACKET_AT + 1] in _PARTS
 
 
 def image_urls(data: bytes) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.task import LoopingCall
@@ -105,6 +106,8 @@ class Seeing:
             from mayros.ops.scrape import serve
 
             self._scraped = serve(listen, metrics.text, METRICS_TYPE, self._reactor)
+            if not all(ip_address(host.partition("%")[0]).is_loopback for host in self._scraped.hosts):
+                log.warn("gateway.metrics.listen: everybody who reaches {listen} can read the metrics", listen=listen)
             log.info("metrics on {urls}", urls=", ".join(f"{url}/metrics" for url in self._scraped.urls))
 
     def start(self) -> None:
@@ -170,7 +173,7 @@ class Seeing:
     # What goes on.
 
     def overview(self, details: bool) -> Mapping[str, object]:
-        """What `status` tells of the gateway as a whole; times are milliseconds of the wall clock. Runs and errors are named only in the `details`."""
+        """What `status` tells of the gateway as a whole; times are milliseconds of the wall clock. `details`: name runs and errors."""
         parts = self._parts
         assert parts is not None
         core, stats = parts.core, parts.core.database.stats

@@ -18,6 +18,7 @@ from mayros.config.load import config_path, load, refuse_unsupported, state_dir
 from mayros.config.secret import take_environment
 from mayros.core.routing import Settings
 from mayros.errors import StartError
+from mayros.net.hidden import hide
 from mayros.ops.systemd import Manager, close_on_exec, scrub
 from mayros.service import Gateway, Start
 
@@ -84,6 +85,7 @@ def _gateway(options: Options, reactor: Any) -> Gateway:
     manager = Manager.of(os.environ, os.getpid())
     environ = take_environment(os.environ)
     scrub(os.environ)
+    hide()
     close_on_exec(manager.sockets)
     if manager.watchdog_seconds is not None and sys.__stderr__ is not None:
         # It ends what is stuck by SIGABRT: then each thread says where it is.

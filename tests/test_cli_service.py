@@ -287,7 +287,7 @@ class StatusTests(ServiceCase):
         """Status 1, with why; also where it answers and is not ready."""
         self.good("install")
         self.machine.shows = {"ActiveState": "active"}
-        for answers, why in ((0, "Connection refused"), (503, "it answers 503")):
+        for answers, why in ((0, "Connection refused"), (503, "it answers 503; `mayros status` says why")):
             self.machine.answers = answers
             code, found = self.status()
             self.assertEqual((code, found["probe"]["why"]), (1, why))  # type: ignore[index]

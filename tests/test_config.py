@@ -347,6 +347,15 @@ class KeyTests(Files):
         loaded = self.load({"logging": {"level": "trace"}})
         self.assertEqual((loaded.config.logging.level, len(loaded.warnings)), ("debug", 1))
         self.refused({"logging": {"level": "loud"}}, "logging.level")
+        loaded = self.load({"logging": {"consoleLevel": "silent", "maxFileBytes": "1mb"}})
+        self.assertEqual((loaded.config.logging.console_level, len(loaded.warnings)), ("error", 1))
+        self.refused({"logging": {"maxFileBytes": 1000}}, "logging.maxFileBytes", "at least")
+
+    def test_where_metrics_are(self) -> None:
+        """A place to listen is told of at the start, not by the first scrape."""
+        loaded = self.load({"gateway": {"metrics": {"enabled": True, "listen": "[::1]:9464"}}})
+        self.assertEqual((loaded.config.gateway.metrics.listen, loaded.warnings), ("[::1]:9464", []))
+        self.refused({"gateway": {"metrics": {"listen": "9464"}}}, "gateway.metrics.listen", "127.0.0.1:9464")
 
 
 class ValueTests(Files):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
 
+import mayros
 from mayros.config.listen import place
 from mayros.core.failover import Candidate
 from mayros.core.health import Try
@@ -250,3 +252,14 @@ class ClockTests(SynchronousTestCase):
         metrics.start()
         metrics.stop()
         self.assertEqual(clock.getDelayedCalls(), [])
+
+
+class CatalogueTests(SynchronousTestCase):
+    """docs/operations.md."""
+
+    def test_every_name_is_in_it(self) -> None:
+        """And none that is not measured."""
+        told = set(re.findall(r"`((?:mayros|process)_[a-z_]+)`", (Path(__file__).parents[1] / "docs" / "operations.md").read_text()))
+        root = Path(mayros.__file__).parent
+        sources = (root / "ops" / "metrics.py").read_text() + (root / "measure.py").read_text()
+        self.assertEqual(told, set(re.findall(r'"((?:mayros|process)_[a-z_]+)"', sources)))

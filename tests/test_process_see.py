@@ -17,6 +17,16 @@ from tests.test_metrics import samples
 ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
+class InJournal(Daemon):
+    """Its output is the journal, as far as it can tell."""
+
+    @property
+    def environ(self) -> dict[str, str]:
+        self.log.touch()
+        found = self.log.stat()
+        return super().environ | {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+
+
 class SeeTests(TestCase):
     """One gateway."""
 
@@ -24,7 +34,7 @@ class SeeTests(TestCase):
         self.upstream = Upstream()
         self.addCleanup(self.upstream.close)
         self.scraped = free_port()
-        self.daemon = Daemon(Path(self.mktemp()), self.upstream, {"metrics": {"enabled": True, "listen": f"127.0.0.1:{self.scraped}"}})
+        self.daemon = InJournal(Path(self.mktemp()), self.upstream, {"metrics": {"enabled": True, "listen": f"127.0.0.1:{self.scraped}"}})
         self.addCleanup(self.end)
 
     def end(self) -> None:
@@ -51,8 +61,8 @@ class SeeTests(TestCase):
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     def test_all_of_it(self) -> None:
-        """A request is in the metrics and in the access log; the gateway's own lines are in its log file, and in its output as the journal wants them;
-        `status` is one screen; after the stop the log can still be read."""
+        """A request is in the metrics and in the access log; the gateway's own lines are in its log file, and in its output as the journal wants
+        them; `status` is one screen; after the stop the log can still be read."""
         self.daemon.start()
         body = {"model": "mayros", "messages": [{"role": "user", "content": "hi"}]}
         status, _ = self.daemon.request("POST", "/v1/chat/completions", body, traceparent=f"00-{ID}-00f067aa0ba902b7-01")
@@ -77,6 +87,7 @@ class SeeTests(TestCase):
         (asked,) = [line for line in self.lines("access") if line["path"] == "/v1/chat/completions"]
         self.assertEqual((asked["code"], asked["trace"], asked["principal"]), (200, ID, "owner"))
         self.assertIn("run", asked)
+        self.assertIn("<6>mayros.service: listening on http://127.0.0.1", self.daemon.log.read_text())
         read = self.mayros("logs", "--limit", "5")
         self.assertIn("its log file", read.stderr)
         self.assertIn("stopping", read.stdout)

@@ -278,6 +278,16 @@ class ModeTests(ReloadCase):
         self.clock.advance(RESTART_SECONDS)
         self.assertEqual(1, len(self.restarts))
 
+    def test_a_program_that_says_when(self) -> None:
+        """There is one restart, at that time."""
+        self.start(mode="hybrid")
+        self.successResultOf(self.control.write(lambda tree: tree["gateway"].update(port=2)))
+        self.reloader.restart_after(5.0, "config.apply")
+        self.wait(4)
+        self.assertEqual([], self.restarts)
+        self.wait(4)
+        self.assertEqual(["config.apply"], self.restarts)
+
     def test_hybrid_without_anybody_to_start_it_again(self) -> None:
         """It goes on."""
         self.supervised = False

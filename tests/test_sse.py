@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.wire.sse import Decoder, Event, TooLong
+from mayros.wire.sse import Decoder, Event, TooLong, numbered
 
 settings.register_profile("sse", derandomize="CI" in os.environ, deadline=None, database=None)
 SETTINGS = settings.get_profile("sse")
@@ -152,3 +152,15 @@ class Properties(SynchronousTestCase):
     def test_byte_by_byte(self, stream: bytes) -> None:
         """The worst cut of all."""
         self.assertEqual(decode(*(bytes([byte]) for byte in stream)), naive(stream))
+
+
+class Ids(SynchronousTestCase):
+    """The ids of our own events."""
+
+    def test_numbered(self) -> None:
+        """Each event gets its own, counted on; what it says is not changed, and readers that know no ids read the same."""
+        events = b'data: {"a":"\\n"}\n\nevent: error\ndata: x\n\n'
+        with_ids = numbered(events, b"run", 9)
+        self.assertEqual(with_ids, [b'id: run:9\ndata: {"a":"\\n"}\n\n', b"id: run:10\nevent: error\ndata: x\n\n"])
+        self.assertEqual(decode(b"".join(with_ids)), decode(events))
+        self.assertEqual(numbered(b"", b"run", 1), [])

@@ -10,11 +10,14 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import SkipTest
 
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory
@@ -27,7 +30,7 @@ from mayros.ops.listen import Listeners
 from mayros.ops.systemd import Heartbeat, Passed, close_on_exec, scrub
 from mayros.ops.systemd import Manager as Told
 from tests.activation import HeldDaemon, Manager
-from tests.daemon import Upstream, read_until
+from tests.daemon import Upstream, python_path, read_until
 from tests.test_process import HELLO, Frames, wait_for
 
 PID = 4242
@@ -354,6 +357,24 @@ class ProcessTests(SynchronousTestCase):
         for name in ("NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_", "CREDENTIALS_DIRECTORY", "EXAMPLE_TOKEN"):
             self.assertNotIn(name, said)
         self.assertRegex(said, r"\\n0\\n1\\n2\\n(10\\n|255\\n)?(3\\n)?SigIgn:\\t[0-9a-f]{8}[08]0{7}")  # above 31 are the C library's own
+
+    def test_no_process_of_the_same_user_can_look_into_it(self) -> None:
+        """What it was started with, secrets included, stays in /proc: that belongs to root, and a command of an agent does not get it."""
+        if os.getuid() != 0 or shutil.which("setpriv") is None:
+            raise SkipTest("only root can run it as another user")
+        script = (
+            "import os, subprocess, sys\nfrom mayros.net.hidden import hide\nhidden = sys.argv[1] == '1' and hide()\n"
+            "look = subprocess.run(['cat', f'/proc/{os.getpid()}/environ'], capture_output=True)\n"
+            "print(hidden, b'EXAMPLE' in look.stdout, os.stat('/proc/self/environ').st_uid, len(os.listdir('/proc/self/fd')) > 2)"
+        )
+        said = []
+        for hidden in ("0", "1"):
+            nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", sys.executable, "-c", script, hidden]
+            done = subprocess.run(nobody, env={"EXAMPLE": "1", **python_path()}, cwd="/", capture_output=True, text=True, timeout=20, check=False)
+            if "Permission denied" in done.stderr or "No module named" in done.stderr:
+                raise SkipTest("another user cannot run this Python")
+            said.append(done.stdout.split())
+        self.assertEqual(said, [["False", "True", "65534", "True"], ["True", "False", "0", "True"]], done.stderr)
 
     def test_bad_configuration(self) -> None:
         """Status 78, which the unit does not retry; the manager never hears READY."""

@@ -374,7 +374,7 @@ class StatusTests(Base):
         self.talk()
         self.talk("agent:beta:x")
         payload = self.call("status")
-        self.assertEqual({"heartbeat", "channelSummary", "queuedSystemEvents", "sessions"}, set(payload))
+        self.assertEqual({"heartbeat", "channelSummary", "queuedSystemEvents", "sessions", "config", "gateway"}, set(payload))
         self.assertEqual([("main", False), ("beta", False)], [(agent["agentId"], agent["enabled"]) for agent in payload["heartbeat"]["agents"]])
         sessions = payload["sessions"]
         self.assertEqual((2, ["/nonexistent"], {"model": "one", "contextTokens": 8192}), (sessions["count"], sessions["paths"], sessions["defaults"]))

@@ -71,7 +71,7 @@ def _probe(service: Service, text: str | None) -> dict[str, Any]:
         code = service.host.get(host, port, "/readyz")
     except OSError as error:
         return {"ready": False, "url": url, "why": error.strerror or str(error)}
-    return {"ready": code == 200, "url": url, "why": "" if code == 200 else f"it answers {code}"}
+    return {"ready": code == 200, "url": url, "why": "" if code == 200 else f"it answers {code}; `mayros status` says why"}
 
 
 def _outdated(service: Service) -> list[str]:

@@ -58,7 +58,9 @@ class Installation:
         for arguments in commands:
             host.systemctl(service.system, *arguments)
         click.echo(f"Running: {plan.service} on {', '.join(plan.listen)}")
-        if not service.system:
+        if service.system:
+            self._model()
+        else:
             self._lingering()
 
     def _commands(self, plan: Plan) -> list[list[str]]:
@@ -154,6 +156,20 @@ class Installation:
         else:
             create(path, secrets.token_urlsafe(32).encode() + b"\n", 0o600)
             click.echo(f"Token: {path} (new)")
+
+    def _model(self) -> None:
+        """Its state directory is its own user's, so the embedded model is downloaded by that."""
+        from mayros.core.models import EMBEDDED
+        from mayros.providers.embedded import installed
+
+        place = self.service.place
+        directory = place.settings(place.load()).directory
+        if any(model.ref == EMBEDDED for model in directory.agents[directory.default_id].models) and installed(place.state_dir) is None:
+            from mayros.cli.host import program
+
+            click.echo(
+                f"The embedded model is downloaded by: runuser -u mayros -- env MAYROS_STATE_DIR={place.state_dir} {program()} models install smollm2"
+            )
 
     def _lingering(self) -> None:
         """A user's services end with the last login, unless the user lingers."""

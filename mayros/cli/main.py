@@ -14,18 +14,22 @@ import click
 
 from mayros.errors import GatewayError, StartError
 
-#: Command -> the module beside this one that holds it under the same name.
+#: Command -> the module beside this one that holds it under the command's name.
 COMMANDS = {
     name: name
     for name in (
         "agent",
         "agents",
         "approvals",
+        "backup",
         "config",
         "devices",
+        "doctor",
+        "export",
         "gateway",
         "logs",
         "models",
+        "security",
         "sessions",
         "setup",
         "status",
@@ -33,7 +37,7 @@ COMMANDS = {
         "tools",
         "usage",
     )
-}
+} | {"restore": "backup"}
 
 
 class Root(click.Group):

@@ -18,6 +18,8 @@ from mayros.config.source import ascii_json, join
 from mayros.errors import ConfigError
 
 REDACTED = "__MAYROS_REDACTED__"
+#: A log file holds at least so much before it is set aside.
+LEAST_LOG_BYTES = 64 << 10
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\x80-\xff\t]{0,8192}")
 #: Headers that the client of the providers sets itself; a second one would make the request ambiguous.
@@ -43,6 +45,7 @@ class Checker:
         for provider_id, entry in config.models.providers.items():
             self._provider(join("models.providers", provider_id), provider_id, entry)
         self._timeouts("models.timeouts", config.models.timeouts)
+        self._at_least(LEAST_LOG_BYTES, logging__maxFileBytes=config.logging.max_file_bytes)
         return msgspec.structs.replace(config, session=self._session(config.session))
 
     def fail(self, path: str, text: str) -> ConfigError:

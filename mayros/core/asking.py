@@ -57,6 +57,7 @@ class Asking:
         self._skills: Sequence[Skill] = ()
         #: The conversation so far; the run's rounds add to it.
         self.messages: list[msgspec.Raw] = [*joined(history.messages, turn.messages)]
+        self._given = len(self.messages)
         self.ids = CallIds(self.messages)
         self.callers = Callers.of(turn, self.ids)
         self._shown = pictured(turn.messages)
@@ -84,6 +85,8 @@ class Asking:
             return Unfit(too_long(model, turn.stateless), False)
         specs: Sequence[ToolSpec] = [tool.spec for tool in offered.values()] if offered else ()
         asks = sampling(turn, self._history, model)
+        if asks.logprobs and len(self.messages) > self._given:  # of an answer after tools the caller would not know which text they are for
+            asks = replace(asks, logprobs=None, top_logprobs=None)
         stable = len(system) - len(turn.extra_system) if turn.extra_system else 0  # the caller's own instructions come last
         asked = ModelRequest(model, system, prompt, asks, turn.run_id, specs, candidate.credential, self.session, stable)
         if self.callers is not None:

@@ -14,13 +14,15 @@ from mayros.core.allowance import Allowance
 from mayros.core.ports import Clock, ModelRequest, OnLost, Owner, Principal, RunResult, Turn
 from mayros.core.reply import APART
 from mayros.errors import RunAborted
-from mayros.events import Event, FinishReason, ModelAnswered, ReasoningDelta, TextDelta, TurnFinished, Usage
+from mayros.events import Event, FinishReason, ModelAnswered, ReasoningDelta, TextDelta, ToolStarted, TurnFinished, Usage
 from mayros.messages import Message, ToolCall, pack
 
 T = TypeVar("T")
 
 #: How long a run waits for a client to come back.
 GRACE_SECONDS = 30.0
+#: Bytes of what is kept of how likely an answer's tokens are; of a longer one nothing is.
+MOST_LOGPROBS = 16 << 20
 
 
 class LiveRun:
@@ -42,6 +44,8 @@ class LiveRun:
         self.error: Exception | None = None
         self._owner, self._on_lost, self._abort = owner, on_lost, abort
         self._parts: list[str] = []
+        self._logprobs: list[bytes] | None = []
+        self._logprobs_size = 0
         self._recorded: list[msgspec.Raw] = []
         #: How many of the parts are in what was recorded, and how many came before the newest model turn.
         self._mark = self._before = 0
@@ -73,6 +77,8 @@ class LiveRun:
             kind = type(event)
             if kind is TextDelta:
                 self._parts.append(event.text)  # type: ignore[attr-defined]
+                if event.logprobs is not None:  # type: ignore[attr-defined]
+                    self._odds(event.logprobs)  # type: ignore[attr-defined]
                 if account.cap is not None:
                     account.said(event.text)  # type: ignore[attr-defined]
             elif kind is ReasoningDelta:
@@ -83,12 +89,26 @@ class LiveRun:
             elif kind is ModelAnswered:
                 account.answered(event)  # type: ignore[arg-type]
                 self.model, self._before = event, len(self._parts)  # type: ignore[assignment]
+            elif kind is ToolStarted:
+                self._logprobs = None
             elif kind is TurnFinished:
                 self.finish_reason = event.reason  # type: ignore[attr-defined]
                 short = account.finished(event)  # type: ignore[arg-type]
         if short is not None:
             return [*(event for event in events if type(event) is not TurnFinished), *self.ends(short)]
         return events
+
+    @property
+    def logprobs(self) -> Sequence[bytes]:
+        """See ports.Run."""
+        return self._logprobs or ()
+
+    def _odds(self, array: bytes) -> None:
+        self._logprobs_size += len(array)
+        if self._logprobs_size > MOST_LOGPROBS:
+            self._logprobs = None
+        if self._logprobs is not None:
+            self._logprobs.append(array)
 
     def ends(self, why: str) -> list[Event]:
         """The run ends because of a limit: what its reader is told."""

@@ -59,6 +59,9 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     reasoning_effort: str | None = None
+    #: How likely each token is, and so many others in its place.
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     extra: dict[str, Any] | None = None
     #: How long a vendor's cache is asked to keep the prompt: `none`, `short` or `long`; None: as is usual there. The configuration's to say.
     cache_retention: str | None = None
@@ -279,6 +282,11 @@ class Run(Protocol):
     recorded: bool
     #: When it was submitted, in milliseconds of the wall clock.
     started_ms: int
+
+    @property
+    def logprobs(self) -> Sequence[bytes]:
+        """How likely the tokens of the answer were, as `TextDelta` has it; none where nobody asked, the model did not tell, or a tool has run."""
+        ...
 
     @property
     def text(self) -> str:

@@ -6,7 +6,7 @@ Text is handed on as it comes, and so are the calls of the caller's own tools, f
 from __future__ import annotations
 
 from mayros.core.callers import Callers
-from mayros.events import CallerCallDelta, Event, ProviderState, TextDelta, ToolCallDelta, TurnFinished
+from mayros.events import CallerCallDelta, Event, ProviderState, TextDelta, ToolCallDelta, TurnFinished, one_array
 from mayros.messages import Function, ToolCall
 
 #: Calls of one model turn, and characters of the arguments of all of them together.
@@ -38,6 +38,7 @@ class Reply:
         self._apart, self._callers, self._held = apart, callers, held
         self._parts: dict[int, _Part] = {}
         self._texts: list[str] = []
+        self._logprobs: list[bytes] = []
         self._chars = 0
         #: How many calls are handed back to the caller.
         self.handed = 0
@@ -70,6 +71,8 @@ class Reply:
                     first = not self._texts
                     self._texts.append(event.text)
                     if self._held:
+                        if event.logprobs is not None:
+                            self._logprobs.append(event.logprobs)
                         continue
                     if self._apart and first:
                         kept.append(TextDelta(APART))
@@ -79,7 +82,7 @@ class Reply:
     def _finish(self, event: TurnFinished, kept: list[Event]) -> None:
         self.finished = event
         if self._held and self._texts and (self.handed or not self._parts):
-            kept.append(TextDelta(self.text))
+            kept.append(TextDelta(self.text, one_array(self._logprobs) if self._logprobs else None))
         # Clients read the arguments as JSON, which no text is.
         kept += [CallerCallDelta(part.out, "{}") for part in self._parts.values() if part.out is not None and not any(part.arguments)]
         if not self._parts:

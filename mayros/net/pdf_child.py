@@ -10,6 +10,7 @@ limit}; or {"error": "..."}.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -47,7 +48,8 @@ def isolate(parent: int) -> None:
     if os.getsid(0) != os.getpid():
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(5)
+    with contextlib.suppress(PermissionError):  # a service of systemd may not (SystemCallFilter=~@resources), and serves all the same
+        os.nice(5)
     if sys.platform == "linux":
         import ctypes
 

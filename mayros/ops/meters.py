@@ -1,6 +1,6 @@
 """Counters and histograms as plain numbers, and their text for Prometheus. Imports nothing of ours.
 
-prometheus-client needs 70 ms for as many series as are allowed here, in the reactor thread; this needs 2 (docs/decisions/0010). Labels hold names of
+prometheus-client needs 70 ms for as many series as are allowed here, in the reactor thread; this needs 2 (docs/decisions/0013). Labels hold names of
 our own only, and however many there are, the series are bounded: what would be one too many is counted, not kept.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 #: Lines with a value in one answer, but for gauges.
@@ -31,8 +32,10 @@ class Counter:
     def __init__(self, registry: Registry, name: str, about: str, labels: Sequence[str] = ()) -> None:
         self.name, self._about, self._labels, self._registry = name, about, labels, registry
         self.cells: dict[tuple[str, ...], float] = {}
+        #: How the line of each begins; made once, so that a scrape is quick.
+        self._begins: dict[tuple[str, ...], str] = {}
         if not labels:
-            self.cells[()] = 0
+            self._begin((), 0)
         registry.add(self)
 
     def add(self, *values: str, by: float = 1) -> None:
@@ -41,13 +44,17 @@ class Counter:
         if values in cells:
             cells[values] += by
         elif self._registry.room(1):
-            cells[values] = by
+            self._begin(values, by)
+
+    def _begin(self, values: tuple[str, ...], value: float) -> None:
+        self.cells[values] = value
+        self._begins[values] = f"{self.name}{_labels(self._labels, values)} "
 
     def lines(self) -> Iterable[str]:
         """See Family."""
         yield _head(self.name, self._about, "counter")
-        for values, value in self.cells.items():
-            yield f"{self.name}{_labels(self._labels, values)} {_number(value)}"
+        for begin, value in zip(self._begins.values(), self.cells.values(), strict=True):  # in the same order
+            yield begin + _number(value)
 
 
 class Histogram:
@@ -56,8 +63,10 @@ class Histogram:
     def __init__(self, registry: Registry, name: str, about: str, bounds: Sequence[float], labels: Sequence[str] = ()) -> None:
         self.name, self._about, self._bounds, self._labels, self._registry = name, about, tuple(bounds), labels, registry
         self._shown = [f'le="{_number(bound)}"' for bound in bounds] + ['le="+Inf"']
-        #: For each interval how many values were in it, then their sum.
-        self.cells: dict[tuple[str, ...], list[float]] = {}
+        #: For each interval how many values were in it.
+        self.cells: dict[tuple[str, ...], list[int]] = {}
+        self._sums: dict[tuple[str, ...], float] = {}
+        self._begins: dict[tuple[str, ...], Sequence[str]] = {}
         registry.add(self)
 
     def observe(self, value: float, *values: str) -> None:
@@ -66,21 +75,26 @@ class Histogram:
         if cell is None:
             if not self._registry.room(len(self._bounds) + 3):
                 return
-            cell = self.cells[values] = [0] * (len(self._bounds) + 1) + [0.0]
+            cell = self.cells[values] = [0] * (len(self._bounds) + 1)
+            self._sums[values], self._begins[values] = 0.0, self._begin(values)
         cell[bisect_left(self._bounds, value)] += 1
-        cell[-1] += value
+        self._sums[values] += value
+
+    def _begin(self, values: tuple[str, ...]) -> Sequence[str]:
+        """How the lines of these labels begin: the intervals, the sum, the count."""
+        inside = ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(self._labels, values, strict=True))
+        before, around = (f"{inside}," if inside else ""), (f"{{{inside}}}" if inside else "")
+        buckets = [f"{self.name}_bucket{{{before}{shown}}} " for shown in self._shown]
+        return (*buckets, f"{self.name}_sum{around} ", f"{self.name}_count{around} ")
 
     def lines(self) -> Iterable[str]:
         """See Family."""
         yield _head(self.name, self._about, "histogram")
-        for values, cell in self.cells.items():
-            inside = ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(self._labels, values, strict=True))
-            before, around, total = (f"{inside}," if inside else ""), (f"{{{inside}}}" if inside else ""), 0.0
-            for shown, count in zip(self._shown, cell, strict=False):  # the sum is left over
-                total += count
-                yield f"{self.name}_bucket{{{before}{shown}}} {_number(total)}"
-            yield f"{self.name}_sum{around} {cell[-1]!r}"
-            yield f"{self.name}_count{around} {_number(total)}"
+        for begins, cell, total in zip(self._begins.values(), self.cells.values(), self._sums.values(), strict=True):
+            counts = list(accumulate(cell))
+            yield from [f"{begin}{count}" for begin, count in zip(begins, counts, strict=False)]
+            yield f"{begins[-2]}{total!r}"
+            yield f"{begins[-1]}{counts[-1]}"
 
 
 class Gathered:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, get_args
 
 from twisted.internet.task import LoopingCall
 
 from mayros.core.failover import kind_of
 from mayros.core.health import Try
-from mayros.core.ports import Clock, Run
+from mayros.core.ports import DOORS, Clock, Run
 from mayros.errors import BudgetExceeded, GatewayError, QueueFull
 from mayros.events import (
     CallerCallDelta,
     Event,
     ModelAnswered,
     ModelFailed,
+    Outcome,
     ReasoningDelta,
     RunEnded,
     RunStarted,
@@ -109,6 +110,9 @@ class Metrics:
         )
         self._tokens = Counter(make, "mayros_tokens_total", "Tokens that runs used.", ("provider", "model", "type"))
         self._runs = Counter(make, "mayros_runs_total", "Runs that have ended.", ("door", "outcome"))
+        for door in DOORS:
+            for outcome in get_args(Outcome):
+                self._runs.add(door, outcome, by=0)  # so that the first of a kind is seen to be one
         self._run_seconds = Histogram(make, "mayros_run_duration_seconds", "From the submission of a run to its end.", _RUN, ("door", "outcome"))
         self._wait = Histogram(make, "mayros_lane_wait_seconds", "How long runs waited for their session and for a slot.", _H)
         self._refused = Counter(make, "mayros_run_refused_total", "Runs that ended before they began.", ("reason",))

@@ -140,12 +140,18 @@ class Reloader:
         self._waiting = waiting
         if waiting and waiting != said and self._mode in ("restart", "hybrid") and self._leaving is None and not self._stopped:
             # Later, so that whoever has asked for the change gets the answer.
-            self._leaving = self._clock.callLater(RESTART_SECONDS, self._leave, ", ".join(waiting))
+            self.restart_after(RESTART_SECONDS, f"the configuration has changed: {', '.join(waiting)}")
 
-    def _leave(self, paths: str) -> None:
+    def restart_after(self, seconds: float, why: str) -> None:
+        """Restart then, if there is somebody who starts the gateway again; instead of a restart that is on its way already."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+        self._leaving = self._clock.callLater(seconds, self._leave, why)
+
+    def _leave(self, why: str) -> None:
         self._leaving = None
-        if not self._restart(f"the configuration has changed: {paths}"):
-            log.warn("restart the gateway to put in force: {paths}", paths=paths)
+        if not self._restart(why):
+            log.warn("{why}: it is in force when the gateway is restarted", why=why)
 
     def _failed(self, failure: Failure) -> None:
         failure.trap(InvalidConfig)  # which was told of already

@@ -73,7 +73,8 @@ def serve(listen: str, text: Callable[[], bytes], content_type: bytes, reactor: 
     where = place(listen)
     endpoint: IStreamServerEndpoint
     if isinstance(where, str):
-        endpoint = UNIXServerEndpoint(reactor, where, backlog=BACKLOG, mode=0o600)
+        # With a lock file, so that what a gateway left that was killed is taken over.
+        endpoint = UNIXServerEndpoint(reactor, where, backlog=BACKLOG, mode=0o600, wantPID=True)
     else:
         kind = TCP6ServerEndpoint if ":" in where[0] else TCP4ServerEndpoint
         endpoint = kind(reactor, where[1], backlog=BACKLOG, interface=where[0])

@@ -48,13 +48,37 @@ class Delta(msgspec.Struct, gc=False):
     function_call: Any = None
 
 
+class OtherToken(msgspec.Struct, gc=False):
+    """What could have stood in a token's place."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class Token(msgspec.Struct, gc=False):
+    """A token of the answer, and how likely it was."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list[OtherToken] = []
+
+
+class Logprobs(msgspec.Struct, gc=False):
+    """How likely the tokens of a chunk were; what a server adds of its own is left out."""
+
+    content: list[Token] | None = None
+
+
 class Choice(msgspec.Struct, gc=False):
-    """One of several answers; only the first is read."""
+    """One of several answers; only the first is read. `logprobs` come where they were asked for."""
 
     delta: Delta | None = None
     finish_reason: str | None = None
     index: int = 0
     usage: ChatUsage | None = None
+    logprobs: Logprobs | None = None
 
 
 class Chunk(msgspec.Struct, gc=False):

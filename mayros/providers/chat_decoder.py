@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from mayros.errors import GatewayError, UpstreamError
-from mayros.events import Event, FinishReason, ModelAnswered, ProviderState, ReasoningDelta, TextDelta, TurnFinished
+from mayros.events import Event, FinishReason, ModelAnswered, ProviderState, ReasoningDelta, TextDelta, TurnFinished, one_array
 from mayros.net.redact import Redactor
 from mayros.providers.calls import Calls, TooMuch, loose_part
 from mayros.providers.characters import joined, whole_characters
@@ -29,16 +29,24 @@ class ChatDecoder:
     """The answer of one turn, bytes in and events out. An error is kept back until the events before it are out: `close` raises it.
 
     `tools`: whether the model was offered any; where not, it may call none. `think_tags`: text may begin with reasoning between `<think>` tags.
-    `keep_reasoning`: the server wants the reasoning of a turn with calls back.
+    `keep_reasoning`: the server wants the reasoning of a turn with calls back. `logprobs`: they were asked for.
     """
 
     def __init__(
-        self, provider: str, model: str, redact: Redactor, tools: bool = False, think_tags: bool = False, keep_reasoning: bool = False
+        self,
+        provider: str,
+        model: str,
+        redact: Redactor,
+        tools: bool = False,
+        think_tags: bool = False,
+        keep_reasoning: bool = False,
+        logprobs: bool = False,
     ) -> None:
         self._provider, self._model, self._redact = provider, model, redact
         self._calls = Calls() if tools else None
         self._think = Think() if think_tags else None
         self._kept: list[str] | None = [] if keep_reasoning else None
+        self._logprobs: list[bytes] | None = [] if logprobs else None
         self._sse = Decoder()
         self._answered = False
         self._reason: str | None = None
@@ -143,6 +151,8 @@ class ChatDecoder:
                         self._kept.append(thought)
                     events.append(ReasoningDelta(thought))
                 text = delta.content or delta.refusal
+                if self._logprobs is not None and choice.logprobs is not None and choice.logprobs.content:
+                    self._logprobs.append(_encode(choice.logprobs.content))
                 if text:
                     self._refused = self._refused or not delta.content
                     if loose or self._half:
@@ -151,14 +161,28 @@ class ChatDecoder:
                     if text:
                         self._size += len(text)
                         if self._think is None:
-                            events.append(TextDelta(text))
+                            events.append(TextDelta(text, self._odds()))
                         else:
-                            events += self._think.feed(text)
+                            events += self._thinking(self._think.feed(text))
                             self._think = None if self._think.open else self._think
             if choice.finish_reason:
                 self._reason = choice.finish_reason
             if choice.usage is not None:
                 self._usage = choice.usage
+
+    def _thinking(self, fed: list[Event]) -> list[Event]:
+        """What a text that may be reasoning turned out to be. Where it was, the tokens of the answer cannot be told from those."""
+        if self._think is not None and self._think.found:
+            self._logprobs = None
+        return fed if self._logprobs is None else [TextDelta(event.text, self._odds()) if type(event) is TextDelta else event for event in fed]
+
+    def _odds(self) -> bytes | None:
+        """How likely the tokens were that came since the last text: with some a character is not complete, and they come without any."""
+        kept = self._logprobs
+        if not kept:
+            return None
+        self._logprobs = []
+        return one_array(kept)
 
     @property
     def _called(self) -> bool:

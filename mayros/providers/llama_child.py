@@ -51,7 +51,8 @@ def isolate(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A core file would hold people's conversations.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(5)
+    with contextlib.suppress(PermissionError):  # a service of systemd may not (SystemCallFilter=~@resources), and serves all the same
+        os.nice(5)
     if sys.platform == "linux":
         import ctypes
 

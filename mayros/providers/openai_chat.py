@@ -33,7 +33,7 @@ _OPTIONAL = (
     *("stream_options", "reasoning_effort", "store", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
     *("service_tier", "verbosity", "prediction", "logit_bias", "enable_thinking", "thinking", "strict"),
     *("tool_choice", "parallel_tool_calls", "response_format"),
-    *("seed", "frequency_penalty", "presence_penalty", "temperature", "top_p"),
+    *("seed", "frequency_penalty", "presence_penalty", "temperature", "top_p", "top_logprobs", "logprobs"),
 )
 _encode = msgspec.json.Encoder().encode
 _anything = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -92,6 +92,10 @@ def chat_request(request: ModelRequest, dropped: frozenset[str] = frozenset()) -
         body["response_format"] = openai_format(wanted)
     if compat.openai and request.session:
         body.setdefault("prompt_cache_key", cache_key(request.session))
+    if sampling.logprobs and "logprobs" not in dropped:
+        body["logprobs"] = True
+        if sampling.top_logprobs is not None:
+            body["top_logprobs"] = sampling.top_logprobs
     for name in dropped:
         body.pop(name, None)
     written = _encode(body)
@@ -151,4 +155,12 @@ class OpenAIChat(HttpAdapter):
         """See HttpAdapter."""
         compat, tools = compat_of(request.model), bool(request.tools)
         keep = tools and compat.requires_reasoning_content_on_assistant_messages
-        return ChatDecoder(self._provider.id, request.model.id, self._redact, tools=tools, think_tags=compat.think_tags, keep_reasoning=keep)
+        return ChatDecoder(
+            self._provider.id,
+            request.model.id,
+            self._redact,
+            tools=tools,
+            think_tags=compat.think_tags,
+            keep_reasoning=keep,
+            logprobs=bool(request.sampling.logprobs),
+        )

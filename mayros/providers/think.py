@@ -15,6 +15,11 @@ class Think:
         self._inside = self._after = False
         self._held = ""
 
+    @property
+    def found(self) -> bool:
+        """Whether there is reasoning, even if it is empty."""
+        return self._inside or self._after
+
     def feed(self, text: str) -> list[Event]:
         """The events of one more piece."""
         text, self._held = self._held + text, ""

@@ -89,8 +89,27 @@ def _ensure_schema(engine: sa.Engine, url: sa.URL) -> None:
     if revision is None and (tables := sa.inspect(engine).get_table_names()):
         raise StartError(f"The store {describe(url)} holds tables of another program ({', '.join(sorted(tables)[:3])}).")
     if revision is not None and revision not in REVISIONS:
-        raise StartError(f"The store {describe(url)} was written by a newer version (schema {revision}, this one knows {HEAD}).")
+        raise StartError(
+            f"The store {describe(url)} was written by a newer version (schema {revision}, this one knows {HEAD}): install that version again, "
+            "or restore a backup of before."
+        )
+    if revision is not None and url.get_backend_name() == "sqlite":
+        _keep_copy(str(url.database), revision)
     _upgrade(engine)
+
+
+def _keep_copy(path: str, revision: str) -> None:
+    """Copy the store before it is migrated, so that the version of before can be installed again. Raises StartError: then it is not migrated."""
+    from mayros.storage.backup import copy_store
+
+    kept = f"{path}.before-{revision}"
+    new = kept + ".new"
+    if os.path.lexists(new):
+        os.unlink(new)
+    copy_store(path, new)
+    # One of an attempt that failed is replaced: the store was not changed by it.
+    os.rename(new, kept)
+    _sync(os.path.dirname(path))
 
 
 def current(engine: sa.Engine) -> str | None:

@@ -167,7 +167,7 @@ class Api:
             say_model(request, result)
             if result.outcome != "ok":
                 raise final_error(run.error, bool(result.text))
-            reply(request, completion(turn.run_id, created, asked.model, result.text, result.finish_reason, result.usage, result.calls))
+            reply(request, completion(turn.run_id, created, asked.model, result.text, result.finish_reason, result.usage, result.calls, run.logprobs))
 
     async def _streamed(self, request: GatewayRequest, asked: ChatRequest, turn: Turn, principal: Principal, created: int) -> None:
         stream = EventStream(request, Stream(turn.run_id, created, asked.model), self._ticker, stream_headers)

@@ -207,7 +207,7 @@ class Keyed:
         return place.number
 
     async def _plain(self, request: GatewayRequest, answer: _Answer) -> None:
-        work = answer.found.work
+        work, logprobs = answer.found.work, ()  # which are not stored
         if isinstance(work, RunResult):
             result, error = work, None
         else:
@@ -219,11 +219,12 @@ class Keyed:
                 work.lost()
                 raise
             error = _error_of(work, bool(result.text)) if result.outcome != "ok" else None
+            logprobs = tuple(work.logprobs)
         say_model(request, result)
         if result.outcome != "ok":
             raise error or _stored_error(result)
         created = result.started_at_ms // 1000
-        reply(request, completion(result.run_id, created, answer.model, result.text, result.finish_reason, result.usage, result.calls))
+        reply(request, completion(result.run_id, created, answer.model, result.text, result.finish_reason, result.usage, result.calls, logprobs))
 
     async def _follow(self, request: GatewayRequest, shared: SharedStream, answer: _Answer, at: int) -> None:
         work = answer.found.work

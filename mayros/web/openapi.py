@@ -52,6 +52,7 @@ REQUEST_HEADERS: Mapping[str, str] = {
     "`allowModelOverride` in the agent's configuration.",
     "idempotency-key": "1 to 255 visible ASCII characters: the same key and body is the same run, and gets its first answer, for a day.",
     "last-event-id": "Resume the stream of the same idempotency-key and body behind this event.",
+    "traceparent": "A W3C trace context: its trace id is logged, and told to providers that may know it.",
     "x-request-id": "1 to 128 of A-Z a-z 0-9 . _ -; comes back in the answer and stands in the log.",
 }
 

@@ -82,12 +82,36 @@ class AnswerMessage(Shape, frozen=True):
     tool_calls: Annotated[list[ToolCall], Meta(min_length=1)] | UnsetType = UNSET
 
 
+class OtherToken(Shape, frozen=True):
+    """What could have stood in a token's place."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(Shape, frozen=True):
+    """A token of the answer, and how likely it was."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[OtherToken]
+
+
+class Logprobs(Shape, frozen=True):
+    """As the model's provider gave them."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
 class Choice(Shape, frozen=True):
     """The one choice."""
 
     index: Literal[0]
     message: AnswerMessage
-    logprobs: None
+    logprobs: Logprobs | None
     finish_reason: Finish
 
 
@@ -131,7 +155,7 @@ class ChunkChoice(Shape, frozen=True):
 
     index: Literal[0]
     delta: Delta
-    logprobs: None
+    logprobs: Logprobs | None
     finish_reason: Finish | None
 
 

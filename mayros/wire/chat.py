@@ -235,6 +235,8 @@ def _sampling(request: _Request) -> dict[str, Any]:
         "frequency_penalty": request.frequency_penalty,
         "presence_penalty": request.presence_penalty,
         "reasoning_effort": request.reasoning_effort,
+        "logprobs": request.logprobs or None,
+        "top_logprobs": request.top_logprobs,
         "extra": {name: value for name in _EXTRA if (value := getattr(request, name)) is not None} or None,
     }
     for name, value in asked.items():

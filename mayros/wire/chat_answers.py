@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from mayros.errors import GatewayError
-from mayros.events import CallerCallDelta, Event, FinishReason, TextDelta, Usage
+from mayros.events import CallerCallDelta, Event, FinishReason, TextDelta, Usage, one_array
 from mayros.messages import ToolCall
 from mayros.wire.errors import error_body
 
@@ -40,10 +40,15 @@ class _Answer(msgspec.Struct, gc=False):
     tool_calls: Sequence[ToolCall] | msgspec.UnsetType = msgspec.UNSET
 
 
+class _Logprobs(msgspec.Struct, gc=False):
+    content: msgspec.Raw
+    refusal: None = None
+
+
 class _Choice(msgspec.Struct, gc=False):
     index: int
     message: _Answer
-    logprobs: None
+    logprobs: _Logprobs | None
     finish_reason: str
 
 
@@ -62,12 +67,24 @@ def _usage(usage: Usage) -> _Usage:
 
 
 def completion(
-    run_id: str, created: int, model: str, text: str, finish_reason: FinishReason | None, usage: Usage, calls: Sequence[ToolCall] = ()
+    run_id: str,
+    created: int,
+    model: str,
+    text: str,
+    finish_reason: FinishReason | None,
+    usage: Usage,
+    calls: Sequence[ToolCall] = (),
+    logprobs: Sequence[bytes] = (),
 ) -> bytes:
-    """The whole `chat.completion` of a run; `created` in Unix seconds. `calls`: of the caller's own tools."""
+    """The whole `chat.completion` of a run; `created` in Unix seconds. `calls`: of the caller's own tools. `logprobs`: see events.TextDelta."""
     answer = _Answer("assistant", text or None, None, calls) if calls else _Answer("assistant", text)
-    choice = _Choice(0, answer, None, finish_reason or "stop")
+    odds = _Logprobs(msgspec.Raw(one_array(logprobs))) if logprobs else None
+    choice = _Choice(0, answer, odds, finish_reason or "stop")
     return _encode(_Completion(f"chatcmpl-{run_id}", "chat.completion", created, model, [choice], _usage(usage)))
+
+
+def _odds(array: bytes) -> bytes:
+    return b'{"content":%b,"refusal":null}' % array
 
 
 class Stream:
@@ -87,7 +104,9 @@ class Stream:
         head = self._text
         return b"".join(
             [
-                b'%b%b},"logprobs":null,"finish_reason":null}]}\n\n' % (head, _encode(e.text)) if type(e) is TextDelta else self._call(e)  # type: ignore[arg-type]
+                b'%b%b},"logprobs":%b,"finish_reason":null}]}\n\n' % (head, _encode(e.text), _odds(e.logprobs) if e.logprobs is not None else b"null")
+                if type(e) is TextDelta
+                else self._call(e)  # type: ignore[arg-type]
                 for e in events
                 if (type(e) is TextDelta and e.text) or type(e) is CallerCallDelta
             ]

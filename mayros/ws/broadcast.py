@@ -185,6 +185,11 @@ class Broadcaster:
         """Say before aborting a live run why: `rpc` (a method), `stop` (a word in the chat). Told as `stopReason` in its `chat` event."""
         self._feed.aborting(run_id, reason)
 
+    @property
+    def left_out(self) -> int:
+        """How many deltas were left out for clients that were slow."""
+        return self._feed.left_out
+
     def announce(self, reason: str, restart_expected_ms: int | None) -> None:
         """Tell everybody that the gateway stops; new sockets are refused from now on."""
         self.stopping = True

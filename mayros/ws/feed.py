@@ -44,6 +44,8 @@ class RunFeed:
         self._unwatch: Callable[[], None] | None = None
         #: How many of the readers hear of one name space only.
         self._narrowed = 0
+        #: How many `chat` deltas were left out for clients that were slow.
+        self.left_out = 0
 
     @property
     def readers(self) -> Collection[Peer]:
@@ -173,6 +175,7 @@ class RunFeed:
         for peer in self._audience(stream):
             if peer.slow:
                 peer.missed.add(run_id)
+                self.left_out += 1
             elif run_id in peer.missed:
                 peer.missed.discard(run_id)
                 again.append(peer)

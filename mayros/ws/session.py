@@ -32,6 +32,7 @@ from mayros.wire.frames import ErrorShape, NotARequest, NotJson, Request
 from mayros.ws.connect import Admitted, Refused, Source, hello, judge
 from mayros.ws.context import Gateway, Judge, Link
 from mayros.ws.methods.table import METHODS, NARROWED, Handler
+from mayros.ws.timing import Timing
 from mayros.ws.toolfeed import TOOL_EVENTS
 
 log = Logger()
@@ -59,8 +60,7 @@ class Session:
         self._handshake: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._present: str | None = None
-        #: The method that is being answered, and since when, where somebody measures.
-        self._asked: tuple[str, float] | None = None
+        self._timing = Timing(gateway)
 
     @property
     def principal(self) -> Principal:
@@ -156,12 +156,9 @@ class Session:
 
     def spawn(self, request_id: str, handler: Coroutine[Deferred[object], object, None]) -> None:
         """Run the rest of a request beside the others; what it raises is its answer."""
-        asked, self._asked = self._asked, None
         task: Deferred[None] = Deferred.fromCoroutine(handler)
         self._tasks.add(task)
-        if asked is not None:
-            method, since = asked
-            task.addBoth(self._measured, method, since)
+        self._timing.goes_on(task)
         task.addErrback(self._failed, request_id).addBoth(lambda _: self._tasks.discard(task))
 
     # Before hello-ok
@@ -256,8 +253,7 @@ class Session:
         except NotARequest as error:
             self.refuse(error.id, ErrorShape("INVALID_REQUEST", error.message))
             return
-        if self.gateway.measure is not None:
-            self._asked = request.method if request.method in METHODS else "other", self.gateway.monotonic()
+        self._timing.begins(request.method)
         ok = False
         try:
             handler = self._handler(request.method)
@@ -269,18 +265,7 @@ class Session:
             self.refuse(request.id, refused.error)
         except Exception:  # noqa: BLE001  a defect must cost one request, not the connection
             self._failed(Failure(), request.id)
-        asked, self._asked = self._asked, None
-        if asked is not None:
-            self._measure(ok, *asked)
-
-    def _measure(self, ok: bool, method: str, since: float) -> None:
-        if self.gateway.measure is not None:
-            self.gateway.measure(method, ok, self.gateway.monotonic() - since)
-
-    def _measured(self, result: Failure | None, method: str, since: float) -> Failure | None:
-        """A request has been answered; gives the result back."""
-        self._measure(not isinstance(result, Failure), method, since)
-        return result
+        self._timing.answered(ok)
 
     def _handler(self, method: str) -> Handler:
         """Who answers a method; raises Refused. A method that is not there needs `operator.admin` like any that is not listed."""
