@@ -77,7 +77,7 @@ class ModelAnswered(Event, frozen=True, gc=False):
 
 
 class TextDelta(Event, frozen=True, gc=False):
-    """More of the answer's text; whole characters. `logprobs`: how likely its tokens were, a JSON array as OpenAI writes it, where they were asked for."""
+    """More of the answer's text; whole characters. `logprobs`: how likely its tokens were, a JSON array as OpenAI writes it, where that was asked."""
 
     text: str
     logprobs: bytes | None = None

@@ -124,7 +124,6 @@ class Gateway(MultiService):
 
     def _open(self) -> None:
         settings, reactor, config = self._settings, self._reactor, self._settings.config
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something that could be read again
         self._seeing = Seeing(settings, self.observer, reactor, self._redact, program_version())
         for warning in settings.warnings:
             log.warn("{warning}", warning=warning)

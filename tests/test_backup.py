@@ -18,6 +18,8 @@ from typing import Any
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
+from mayros.cli.place import Place
+from mayros.cli.restoring import Restoring
 from mayros.errors import StartError
 from mayros.net.statedir import StateDir
 from mayros.storage import migrate
@@ -104,6 +106,26 @@ class CopyTests(StoreFolder):
         self.assertEqual(os.stat(target).st_mode & 0o777, 0o600)
         self.assertEqual(damage(target), [])
         self.assertEqual(revision(target), HEAD)
+
+    def test_copy_of_one_moment(self) -> None:
+        """What is committed while the copy is on its way is not in it, however many steps it takes, and does not make it begin anew."""
+        fill(self.path)
+        steps: list[int] = []
+        with closing(sqlite3.connect(self.path)) as writer:
+            writer.execute("PRAGMA journal_mode=WAL")
+
+            def stepped(_status: int, remaining: int, _total: int) -> None:
+                steps.append(remaining)
+                with writer:
+                    writer.execute("DELETE FROM entries")
+                    writer.execute("INSERT INTO deleted_sessions VALUES (?)", (str(remaining),))
+
+            target = str(self.folder / "copy.db")
+            copy_store(self.path, target, pages=1, stepped=stepped)
+        self.assertGreater(len(steps), 5)
+        self.assertEqual(steps, sorted(steps, reverse=True))
+        self.assertEqual(texts(target), [said[2] for said in SAID])
+        self.assertEqual(texts(self.path), [])
 
     def test_refused(self) -> None:
         """No copy over a file, none of what is no store; nothing is left behind."""
@@ -448,6 +470,27 @@ class RestoreTests(Gateway):
         """An archive cannot put other files into the state directory."""
         self.packed((STORE, self.db), ("state/gateway.lock", self.db))
         self.refused("gateway.lock")
+
+    def test_files_beside_the_configuration(self) -> None:
+        """Only what the configuration includes is put beside it, and its name leads nowhere else."""
+        self.packed(("config/mayros.json", str(self.config)), ("config/logging.json5", str(self.state / "logging.json5")), config="mayros.json")
+        self.assertEqual(self.mayros("restore", self.file).exit_code, 0)
+        parts = [(f"config/{name}", str(self.state / name)) for name in ("mayros.json", "logging.json5")]
+        self.packed(*parts, ("config/.bashrc", self.db), config="mayros.json")
+        self.refused("'.bashrc' does not belong")
+        for name in ("../config/mayros.json", "other.json"):
+            self.packed(*parts, config=name)
+            self.refused("has not the configuration")
+
+    def test_asks(self) -> None:
+        """What would be replaced can be read before, whatever the manifest says."""
+        (self.home / "staged").mkdir()
+        self.backup()
+        place = Place(self.environ)
+        work = Restoring(place, self.file, str(self.home / "staged"), False)
+        self.assertIn(f"\n  {self.db}", work.describe())
+        work.manifest = msgspec.structs.replace(work.manifest, created_ms=1 << 80, version="9\x1b[31m")
+        self.assertIn("at an unknown time by version 9[31m;", work.describe())
 
 
 class ExportTests(Gateway):

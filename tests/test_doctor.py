@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import sqlite3
 import stat
 from collections.abc import Callable, Sequence
@@ -135,6 +136,19 @@ class EveryCheck(CheckCase):
             for name, one in vars(module).items():
                 if callable(one) and getattr(one, "__module__", "") == module.__name__ and not name.startswith("_") and one not in helpers:
                     self.assertIn(one, listed, name)
+
+    def test_ids_are_documented(self) -> None:
+        """docs/operations.md has the ids that there are, and no others."""
+        folder = Path(agents.__file__).parent
+        sources = [path.read_text() for path in (*folder.glob("*.py"), folder.parent / "doctor.py")]
+        made = {one for source in sources for one in re.findall(r'Finding\(\s*"([\w.-]+)"', source)}
+        text = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
+        table = text.partition("## What is wrong")[2].partition("| it looks at | ids |")[2].partition("\n## ")[0]
+        said = {
+            one for line in table.splitlines() if line.startswith("| ") for one in re.findall(r"`([a-zA-Z]+\.[\w.-]+)`", line.rpartition(" | ")[2])
+        }
+        self.assertEqual(said, made)
+        self.assertGreater(len(made), 45)
 
     def test_one_that_fails(self) -> None:
         """A check that cannot be made is a finding, and the others are made."""

@@ -376,6 +376,17 @@ class ProcessTests(SynchronousTestCase):
             said.append(done.stdout.split())
         self.assertEqual(said, [["False", "True", "65534", "True"], ["True", "False", "0", "True"]], done.stderr)
 
+    def test_children_that_may_not_yield_the_processor(self) -> None:
+        """The unit's filter of system calls forbids nice(2); the processes of the embedded model and of PDF files run all the same."""
+        for module in ("mayros.providers.llama_child", "mayros.net.pdf_child"):
+            script = (
+                f"import os\nfrom {module} import isolate\ndef refuse(by):\n    raise PermissionError(1, 'Operation not permitted')\n"
+                "os.nice = refuse\nisolate(os.getppid())\nprint('it lives')"
+            )
+            argv = [sys.executable, "-c", script]
+            done = subprocess.run(argv, env=os.environ | python_path(), capture_output=True, text=True, timeout=20, check=False)
+            self.assertEqual(done.stdout, "it lives\n", done.stderr)
+
     def test_bad_configuration(self) -> None:
         """Status 78, which the unit does not retry; the manager never hears READY."""
         daemon = self.daemon(auth={"mode": "none"})

@@ -6,17 +6,22 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mayros.cli.backup import FILES, FOLDERS, WORKSPACES, store_path
 from mayros.cli.place import Place
+from mayros.cli.show import cell
 from mayros.errors import ConfigError, StartError
 from mayros.net.files import sync_directory
-from mayros.storage.archive import STORE, unpack
+from mayros.storage.archive import STORE, files_below, unpack
 from mayros.storage.backup import BESIDE, damage, revision
 from mayros.storage.migrate import HEAD, REVISIONS
+
+if TYPE_CHECKING:
+    from mayros.config.load import Loaded
 
 
 class Move(NamedTuple):
@@ -35,6 +40,7 @@ class Restoring:
         self.manifest = unpack(file, folder)
         self._store_only = store_only
         self._check_store()
+        self._loaded = self._load()
         self.moves = list(self._moves())
         if not self.moves:
             raise self._unfit("there is nothing in it to restore")
@@ -47,8 +53,11 @@ class Restoring:
 
     def describe(self) -> str:
         """What would happen, for the person who is asked."""
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.manifest.created_ms / 1000))
-        return f"{self._file}: written {when} by version {self.manifest.version}; would replace\n" + "\n".join(
+        try:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.manifest.created_ms / 1000))
+        except (OverflowError, ValueError, OSError):
+            when = "at an unknown time"
+        return f"{self._file}: written {when} by version {cell(self.manifest.version)}; would replace\n" + "\n".join(
             f"  {move.path}" for move in self.moves
         )
 
@@ -97,20 +106,23 @@ class Restoring:
             yield from self._configuration()
             yield from self._state()
         if os.path.exists(self._store):
-            path = self._target()
+            # Where it belongs, by the configuration that will be in force.
+            path = store_path(self._place, self._loaded or self._place.load())
             if path is None:
                 raise self._unfit("the configuration has its store in PostgreSQL, and the archive has one of SQLite")
             yield Move(self._store, path, BESIDE)
 
     def _configuration(self) -> Iterator[Move]:
-        name, staged = self.manifest.config, os.path.join(self._folder, "config")
-        if name is None or not os.path.isfile(os.path.join(staged, name)):
+        """The main file and what it includes; the archive may hold nothing else beside them."""
+        if self._loaded is None:
             return
-        from mayros.storage.archive import files_below
-
-        path = os.path.realpath(self._place.config_path)
+        staged, main = os.path.realpath(os.path.join(self._folder, "config")), self._loaded.files[0]
+        folder, name = os.path.split(os.path.realpath(self._place.config_path))
         for below in files_below(staged):
-            yield Move(os.path.join(staged, below), path if below == name else os.path.join(os.path.dirname(path), below))
+            path = os.path.join(staged, below)
+            if path not in self._loaded.files:
+                raise self._unfit(f"{below!r} does not belong to its configuration")
+            yield Move(path, os.path.join(folder, name if path == main else below))
 
     def _state(self) -> Iterator[Move]:
         staged = os.path.join(self._folder, "state")
@@ -119,36 +131,55 @@ class Restoring:
                 raise self._unfit(f"{name!r} does not belong into a state directory")
             yield Move(os.path.join(staged, name), os.path.join(self._place.state_dir, name))
 
-    def _target(self) -> str | None:
-        """Where the store belongs, by the configuration that will be in force."""
+    def _load(self) -> Loaded | None:
+        """The configuration of the archive, if it is to be restored: it must be one that can be used here."""
         name = self.manifest.config
-        staged = os.path.join(self._folder, "config", name or "")
-        if self._store_only or name is None or not os.path.isfile(staged):
-            return store_path(self._place, self._place.load())
+        if self._store_only or name is None:
+            return None
+        path = os.path.join(self._folder, "config", name)
+        if name != os.path.basename(name) or not os.path.isfile(path):
+            raise self._unfit("it has not the configuration that it names")
         from mayros.config.load import load
 
         try:
             # With the .env and the keys of the archive, which will be in force too.
-            state = os.path.join(self._folder, "state")
-            loaded = load(staged, self._place.environ, state_dir=state)
+            return load(path, self._place.environ, state_dir=os.path.join(self._folder, "state"))
         except ConfigError as error:
             raise self._unfit(f"its configuration cannot be used here ({error}); set what is missing, or use --store-only") from None
-        return store_path(self._place, loaded)
 
 
 def _set_aside(move: Move, stamp: str) -> list[str]:
-    """Rename what is in the place of a move, a store with its log; the new names."""
-    names = [(move.path + end, f"{move.path}.before-restore-{stamp}{end}") for end in ("", *move.ends) if os.path.lexists(move.path + end)]
+    """Give what is in the place of a move another name, a store with its log; the new names.
+
+    A file keeps its name too, until the new one takes it: whatever happens in between, the next start finds no store missing and makes an empty one.
+    """
+    names = [(move.path + end, f"{move.path}.before-restore-{stamp}{end}") for end in (*move.ends, "") if os.path.lexists(move.path + end)]
     for path, kept in names:
         if os.path.lexists(kept):
             raise FileExistsError(errno.EEXIST, "it was restored within the same second")
-        os.rename(path, kept)
+        if path != move.path or not _linked(path, kept):
+            os.rename(path, kept)
     sync_directory(os.path.dirname(move.path))
     return [kept for _, kept in names]
 
 
+def _linked(path: str, kept: str) -> bool:
+    """Give a file a second name. False for what is no file, and where the file system has no such thing."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        return False
+    try:
+        os.link(path, kept)
+    except PermissionError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EMLINK):
+            raise
+        return False
+    return True
+
+
 def _put(move: Move) -> None:
-    """Move a file or folder to its place, which is free; over the border of a file system it is copied first."""
+    """Move a file or folder to its place, where at most a file is; over the border of a file system it is copied first."""
     try:
         os.rename(move.staged, move.path)
     except OSError as error:

@@ -63,9 +63,8 @@ class Histogram:
     def __init__(self, registry: Registry, name: str, about: str, bounds: Sequence[float], labels: Sequence[str] = ()) -> None:
         self.name, self._about, self._bounds, self._labels, self._registry = name, about, tuple(bounds), labels, registry
         self._shown = [f'le="{_number(bound)}"' for bound in bounds] + ['le="+Inf"']
-        #: For each interval how many values were in it.
-        self.cells: dict[tuple[str, ...], list[int]] = {}
-        self._sums: dict[tuple[str, ...], float] = {}
+        #: For each interval how many values were in it, then their sum.
+        self.cells: dict[tuple[str, ...], list[float]] = {}
         self._begins: dict[tuple[str, ...], Sequence[str]] = {}
         registry.add(self)
 
@@ -75,10 +74,10 @@ class Histogram:
         if cell is None:
             if not self._registry.room(len(self._bounds) + 3):
                 return
-            cell = self.cells[values] = [0] * (len(self._bounds) + 1)
-            self._sums[values], self._begins[values] = 0.0, self._begin(values)
+            cell = self.cells[values] = [0] * (len(self._bounds) + 1) + [0.0]
+            self._begins[values] = self._begin(values)
         cell[bisect_left(self._bounds, value)] += 1
-        self._sums[values] += value
+        cell[-1] += value
 
     def _begin(self, values: tuple[str, ...]) -> Sequence[str]:
         """How the lines of these labels begin: the intervals, the sum, the count."""
@@ -90,10 +89,10 @@ class Histogram:
     def lines(self) -> Iterable[str]:
         """See Family."""
         yield _head(self.name, self._about, "histogram")
-        for begins, cell, total in zip(self._begins.values(), self.cells.values(), self._sums.values(), strict=True):
-            counts = list(accumulate(cell))
+        for begins, cell in zip(self._begins.values(), self.cells.values(), strict=True):
+            counts = list(accumulate(cell[:-1]))
             yield from [f"{begin}{count}" for begin, count in zip(begins, counts, strict=False)]
-            yield f"{begins[-2]}{total!r}"
+            yield f"{begins[-2]}{cell[-1]!r}"
             yield f"{begins[-1]}{counts[-1]}"
 
 

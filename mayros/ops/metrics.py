@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol, get_args
+from operator import attrgetter
+from typing import Any, Protocol, get_args
 
 from twisted.internet.task import LoopingCall
 
@@ -30,6 +31,7 @@ from mayros.events import (
     ToolCallDelta,
     ToolFinished,
     ToolStarted,
+    Usage,
 )
 from mayros.ops.meters import Counter, Gathered, Histogram, Registry, each, one
 
@@ -48,6 +50,8 @@ _LAG = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 _DELTAS = frozenset((TextDelta, ReasoningDelta, ToolCallDelta, CallerCallDelta))
 _BODIES = {408: "timeout", 413: "too_large", 415: "type"}
 _STARTED = time.time()
+_KINDS_OF_TOKENS = ("input", "output", "cache_read", "cache_write", "reasoning")
+_counts: Callable[[Usage], tuple[int, ...]] = attrgetter(*_KINDS_OF_TOKENS)
 #: What a request to a provider came to, by the kind of its failure (core/failover.py).
 _KINDS = {"rate_limit": "http_429", "server": "http_5xx", "timeout": "timeout", "connect": "connect"}
 
@@ -90,6 +94,14 @@ class Metrics:
         self._seconds, self._now_ms, self._route, self._model, self._tool = clock.seconds, now_ms, route, model, tool
         self.registry = make = Registry()
         self._seen: dict[str, _Seen] = {}
+        self._hear: Mapping[type, Callable[[Run, Any], None]] = {
+            RunStarted: self._started,
+            ModelAnswered: self._answered,
+            ModelFailed: self._fell_back,
+            ToolStarted: self._used_tool,
+            ToolFinished: self._used_tool,
+            RunEnded: self._ended,
+        }
         self._text, self._made_at = b"", float("-inf")
         self._lag_due = 0.0
         self._lagging = LoopingCall(self._lag)
@@ -176,41 +188,39 @@ class Metrics:
 
     def run(self, run: Run, events: list[Event]) -> None:
         """See core.ports.Watcher."""
-        run_id, spoken = run.turn.run_id, False
+        spoken = False
         for event in events:
             kind = type(event)
             if kind in _DELTAS:
                 spoken = True
-            elif kind is RunStarted:
-                self._seen[run_id] = _Seen(self._seconds())
-                self._wait.observe(max(0, self._now_ms() - event.started_at_ms) / 1000)  # type: ignore[attr-defined]
-            elif kind is ModelAnswered:
-                if (seen := self._seen.get(run_id)) is not None:
-                    seen.model = self._model(event.provider, event.model)  # type: ignore[attr-defined]
-            elif kind is ModelFailed:
-                self._fell_back(event)  # type: ignore[arg-type]
-            elif kind is ToolStarted or kind is ToolFinished:
-                self._used_tool(run_id, event)
-            elif kind is RunEnded:
-                self._ended(run, event)  # type: ignore[arg-type]
-        if spoken and (seen := self._seen.get(run_id)) is not None:
+            elif (hear := self._hear.get(kind)) is not None:
+                hear(run, event)
+        if spoken and (seen := self._seen.get(run.turn.run_id)) is not None:
             seen.last = self._seconds()
             if not seen.first:
                 seen.first = seen.last
                 self._first.observe(seen.first - seen.began, *seen.model)
 
-    def _fell_back(self, event: ModelFailed) -> None:
+    def _started(self, run: Run, event: RunStarted) -> None:
+        self._seen[event.run_id] = _Seen(self._seconds())
+        self._wait.observe(max(0, self._now_ms() - event.started_at_ms) / 1000)
+
+    def _answered(self, run: Run, event: ModelAnswered) -> None:
+        if (seen := self._seen.get(run.turn.run_id)) is not None:
+            seen.model = self._model(event.provider, event.model)
+
+    def _fell_back(self, run: Run, event: ModelFailed) -> None:
         now, then = self._model(event.provider, event.model), self._model(event.next_provider, event.next_model)
         self._fallbacks.add("/".join(now), "/".join(then), event.kind)
 
-    def _used_tool(self, run_id: str, event: Event) -> None:
-        seen = self._seen.get(run_id)
+    def _used_tool(self, run: Run, event: ToolStarted | ToolFinished) -> None:
+        seen = self._seen.get(run.turn.run_id)
         if seen is None:
             return
         calls = seen.tools = seen.tools if seen.tools is not None else {}
         if isinstance(event, ToolStarted):
             calls[event.call_id] = self._seconds()
-        elif isinstance(event, ToolFinished):
+        else:
             tool, began = self._tool(event.name), calls.pop(event.call_id, None)
             self._tools.add(tool, "error" if event.is_error else "ok")
             if began is not None:
@@ -225,11 +235,7 @@ class Metrics:
             error = event.error
             self._refused.add("queue_full" if isinstance(error, QueueFull) else "budget" if isinstance(error, BudgetExceeded) else outcome)
             return
-        counts = (
-            *(("input", usage.input), ("output", usage.output), ("cache_read", usage.cache_read), ("cache_write", usage.cache_write)),
-            ("reasoning", usage.reasoning),
-        )
-        for kind, count in counts:
+        for kind, count in zip(_KINDS_OF_TOKENS, _counts(usage), strict=True):
             if count:
                 self._tokens.add(*seen.model, kind, by=count)
         if usage.output > 1 and seen.last > seen.first:

@@ -8,24 +8,24 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from urllib.parse import quote
 
 from mayros.errors import StartError
 
 #: Pages of one step: between two of them Ctrl-C is heard.
-_PAGES = 2_048
+PAGES = 2_048
 _BUSY_SECONDS = 10.0
 #: What SQLite keeps beside a store.
 BESIDE = ("-wal", "-shm", "-journal")
 
 
-def copy_store(source: str, target: str) -> None:
+def copy_store(source: str, target: str, *, pages: int = PAGES, stepped: Callable[[int, int, int], None] | None = None) -> None:
     """Copy a store as it is at this moment, while others go on reading and writing it.
 
     `target` must not exist; it becomes one file without a log beside it, mode 0600, and is on disk when this returns. Raises StartError; nothing is
-    left behind then.
+    left behind then. `stepped(status, remaining, total)` is told of the pages after each step.
     """
     try:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
@@ -36,7 +36,7 @@ def copy_store(source: str, target: str) -> None:
             # Held until the copy is complete: it is of one moment, however much is written meanwhile.
             old.execute("BEGIN")
             old.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            old.backup(new, pages=_PAGES)
+            old.backup(new, pages=pages, progress=stepped)
             new.execute("PRAGMA journal_mode=DELETE")
         _sync(target)
         _sync(os.path.dirname(os.path.abspath(target)))

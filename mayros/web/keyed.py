@@ -207,7 +207,8 @@ class Keyed:
         return place.number
 
     async def _plain(self, request: GatewayRequest, answer: _Answer) -> None:
-        work, logprobs = answer.found.work, ()  # which are not stored
+        work = answer.found.work
+        logprobs: tuple[bytes, ...] = ()  # which are not stored
         if isinstance(work, RunResult):
             result, error = work, None
         else:
