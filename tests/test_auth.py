@@ -255,6 +255,21 @@ class NoneModeTests(SynchronousTestCase):
         self.assertEqual(self.door.status(HERE, bearer("anything"), peer="127.0.0.1"), 200)
         self.assertEqual(self.door.status(("Host", "localhost"), peer=None), 200)
 
+    def test_fewer_scopes_are_declared(self) -> None:
+        """`x-mayros-scopes` takes from the owner, and gives a proxy's user nothing. Whoever sends a secret is judged by that alone."""
+        proxied = TrustedProxyTests().make()
+        user = ("X-User", "zoë")
+        for declared, owner, others in (
+            ("operator.read", {"operator.read"}, {"operator.read"}),
+            (" operator.read ,operator.admin", {"operator.read", "operator.admin"}, {"operator.read"}),
+            ("operator.pairing,nonsense", {"operator.pairing"}, set()),
+            ("", set(), set()),
+        ):
+            line = ("X-Mayros-Scopes", declared)
+            self.assertEqual(self.door.http(HERE, line, peer="127.0.0.1"), Principal("owner", frozenset(owner)), declared)
+            self.assertEqual(proxied.http(HERE, user, line, peer="10.0.0.1"), Principal("user:zoë", frozenset(others)), declared)
+            self.assertEqual(Door().http(HERE, bearer(SECRET), line).scopes, OPERATOR_SCOPES)
+
     def test_foreign_hosts_are_403(self) -> None:
         """DNS rebinding brings its own name."""
         for lines in ((("Host", "evil.example:18789"),), (), (HERE, HERE)):

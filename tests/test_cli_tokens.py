@@ -43,7 +43,7 @@ class RemoteTests(GatewayCase):
             "tokens", "create", "ann", "--agents", "main, beta", "--endpoints", "chat,ws", "--scopes", "read,operator.write", "--rpm", "5",
             "--tokens-per-day", "1000", "--expires", "30d",
         )  # fmt: skip
-        method, asked = self.asked()
+        _, asked = self.asked()
         self.assertLess(abs(asked.pop("expiresAtMs") - now - 30 * 86_400_000), 60_000)
         limits = {"rpm": 5, "tokensPerDay": 1000, "scopes": ["operator.read", "operator.write"]}
         self.assertEqual(asked, {"name": "ann", "agents": ["main", "beta"], "endpoints": ["chat", "ws"], **limits})

@@ -41,7 +41,8 @@ class Account:
         self._length = 0
         #: The limit that the answer has passed; the run is ended then.
         self.passed: Limit | None = None
-        self._requests: dict[tuple[str, str], ModelRequest] = {}
+        #: What was asked last: two where a hedge asks beside the first.
+        self._requests: tuple[ModelRequest, ...] = ()
         self._model: ModelAnswered | None = None
         self._before = self._current = _NOTHING
         self._reported = self._finished = self._lowered = False
@@ -50,7 +51,7 @@ class Account:
     def asking(self, request: ModelRequest) -> ModelRequest:
         """See acting.Host. Raises LimitReached where the prompt alone would be too much, by estimate."""
         model = request.model
-        self._requests[model.provider.id, model.id] = request
+        self._requests = (*self._requests[-1:], request)
         if not self._limited:
             return request
         used = Spent(tokens_of(self.usage), self.usage.cost_nano)
@@ -125,7 +126,7 @@ class Account:
     def _estimate(self, model: ModelAnswered, texts: Sequence[str]) -> Usage:
         """What it used so far: as far as it was reported, and else by estimate."""
         said, known = max(estimate("".join(texts)), self._length // 4, self._current.output), self._current
-        request = self._requests.get((model.provider, model.model))
+        request = next((one for one in self._requests if (one.model.provider.id, one.model.id) == (model.provider, model.model)), None)
         if request is None:
             return replace(known, output=said)
         counted = replace(known, output=said, cost_nano=0) if self._reported else Usage(input=_prompt(request), output=said)
@@ -133,7 +134,7 @@ class Account:
 
     def forget(self) -> None:
         """The run has ended: nothing is asked any more."""
-        self._requests.clear()
+        self._requests = ()
 
 
 def _prompt(request: ModelRequest) -> int:

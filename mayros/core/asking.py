@@ -49,6 +49,11 @@ class Unfit(msgspec.Struct, frozen=True):
 class Asking:
     """Makes the requests of one run."""
 
+    __slots__ = (
+        *("_files", "_given", "_history", "_host", "_prompter", "_seen", "_shown", "_skills", "_store", "_toolbox", "_turn"),
+        *("callers", "ids", "messages", "session"),
+    )
+
     def __init__(
         self, turn: Turn, history: History, files: Sequence[WorkspaceFile], host: Host, prompter: Prompter, toolbox: Toolbox, skills: Skills | None
     ) -> None:
@@ -56,7 +61,7 @@ class Asking:
         self._prompter, self._toolbox, self._store = prompter, toolbox, skills
         self._skills: Sequence[Skill] = ()
         #: The conversation so far; the run's rounds add to it.
-        self.messages: list[msgspec.Raw] = [*joined(history.messages, turn.messages)]
+        self.messages: Sequence[msgspec.Raw] = joined(history.messages, turn.messages)
         self._given = len(self.messages)
         self.ids = CallIds(self.messages)
         self.callers = Callers.of(turn, self.ids)

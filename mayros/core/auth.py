@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable
 from hashlib import sha256
 from hmac import compare_digest
 
+import msgspec
+
 from mayros.config.schema import Auth, AuthMode, RateLimit
 from mayros.core.address import Address, AddressRules, Headers
 from mayros.core.keys import check_text
@@ -121,7 +123,7 @@ class Authenticator:
         else:
             raise Forbidden("The Host header does not name this gateway. List the name in gateway.allowedHosts.", code="host_not_allowed")
         self._refuse_foreign_page(headers, address)
-        return principal
+        return _narrowed(principal, headers)
 
     def _found(self, digest: bytes) -> Held | None:
         """The token whose secret has this digest, which is used hereby. Failures are not forgotten for it: it says nothing about who tries others.
@@ -212,6 +214,15 @@ class Authenticator:
         if proxy.allow_users and user not in proxy.allow_users:
             raise Forbidden("This user may not use the gateway.", code="user_not_allowed")
         return Principal(f"user:{user}", PROXY_SCOPES)
+
+
+def _narrowed(principal: Principal, headers: Headers) -> Principal:
+    """The same, with no more scopes than the request declares in `x-mayros-scopes`, a list with commas; it never gives any."""
+    lines = headers(b"x-mayros-scopes")
+    if lines is None:
+        return principal
+    declared = {name.strip() for line in lines for name in line.decode("latin-1").split(",")}
+    return msgspec.structs.replace(principal, scopes=frozenset(name for name in declared & OPERATOR_SCOPES if grants(principal.scopes, name)))
 
 
 def _key(address: Address, what: str) -> str:

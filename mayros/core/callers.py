@@ -39,6 +39,8 @@ def used_ids(messages: Iterable[msgspec.Raw]) -> set[str]:
 class CallIds:
     """The ids of a conversation's calls, so that new ones are different. Looked for when the first one is needed."""
 
+    __slots__ = ("_known", "_messages")
+
     def __init__(self, messages: Sequence[msgspec.Raw]) -> None:
         self._messages = messages
         self._known: set[str] | None = None

@@ -28,6 +28,12 @@ MOST_LOGPROBS = 16 << 20
 class LiveRun:
     """One run; see ports.Run."""
 
+    __slots__ = (
+        *("_abort", "_before", "_clients", "_grace", "_logprobs", "_logprobs_size", "_mark", "_on_lost", "_owner", "_parts", "_recorded", "_waiters"),
+        *("account", "allowance", "calls", "clock", "committing", "error", "finish_reason", "model", "principal", "recorded", "result", "started_ms"),
+        *("task", "turn", "why", "__weakref__"),
+    )
+
     def __init__(
         self,
         turn: Turn,

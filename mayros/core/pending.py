@@ -66,7 +66,7 @@ def settled(turn: Turn, history: History) -> Turn:
 def joined(history: Sequence[msgspec.Raw], new: Sequence[msgspec.Raw]) -> tuple[msgspec.Raw, ...]:
     """A conversation with what is new in it: results in the order of their calls, also where some were there before."""
     if not new or not _begins(new[0], _TOOL):
-        return (*history, *new)
+        return (*history, *new) if history else tuple(new)
     at = len(history)
     while at and _begins(history[at - 1], _TOOL):
         at -= 1

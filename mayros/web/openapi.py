@@ -50,6 +50,7 @@ REQUEST_HEADERS: Mapping[str, str] = {
     "x-mayros-session-key": "The session: a name, or agent:<agentId>:<name>. At most 512 bytes, no control characters.",
     "x-mayros-model": "The model, as provider/model or an alias, instead of the agent's own; without fallbacks. Needs the scope operator.admin, or "
     "`allowModelOverride` in the agent's configuration.",
+    "x-mayros-scopes": "In the modes none and trusted-proxy: the scopes that the request is to have at most, with commas. It gives none.",
     "idempotency-key": "1 to 255 visible ASCII characters: the same key and body is the same run, and gets its first answer, for a day.",
     "last-event-id": "Resume the stream of the same idempotency-key and body behind this event.",
     "traceparent": "A W3C trace context: its trace id is logged, and told to providers that may know it.",

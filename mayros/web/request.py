@@ -42,30 +42,39 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 class GatewayRequest(Request):
     """One request. `body` is whole when a handler sees it; `principal` is None on open routes."""
 
+    # One for each open stream: with these in its dict, which Twisted fills almost to the 30 keys that instances share, each would have a large one.
+    __slots__ = (
+        *("_dropped", "_max_body", "_share", "address", "body", "head_ms", "header", "lines", "model", "principal", "refusal", "request_id"),
+        *("run_id", "started", "stream", "task", "trace", "upgrade"),
+    )
     defaultContentType = None
     channel: GatewayChannel
-    refusal: GatewayError | None = None
-    principal: Principal | None = None
     address: Address
     #: All lines of a request header by its lower-case name.
     header: HeaderLines
-    request_id = ""
-    run_id: str | None = None
-    #: Whether the answer is pushed, and when its head was written, in milliseconds since the request came; a stream's waits for the first words.
-    stream = False
-    head_ms: float | None = None
-    #: What the client calls the whole of which this request is a part, if it says so (core/tracing.py).
-    trace: Trace | None = None
-    #: `provider/model`, once one has answered.
-    model = ""
-    task: Deferred[Any] | None = None
-    upgrade = False
-    body: bytes | bytearray = b""
-    #: Header lines of the answer, whatever it will be; the channel writes them as they are.
-    lines: tuple[bytes, ...] = ()
-    _max_body = 0
-    _share = 0
-    _dropped = -1
+    #: When its headers were complete.
+    started: float
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self.refusal: GatewayError | None = None
+        self.principal: Principal | None = None
+        self.request_id = ""
+        self.run_id: str | None = None
+        #: Whether the answer is pushed, and when its head was written, in milliseconds since the request came; a stream's waits for the first words.
+        self.stream = False
+        self.head_ms: float | None = None
+        #: What the client calls the whole of which this request is a part, if it says so (core/tracing.py).
+        self.trace: Trace | None = None
+        #: `provider/model`, once one has answered.
+        self.model = ""
+        self.task: Deferred[Any] | None = None
+        self.upgrade = False
+        self.body: bytes | bytearray = b""
+        #: Header lines of the answer, whatever it will be; the channel writes them as they are.
+        self.lines: tuple[bytes, ...] = ()
+        self._max_body = self._share = 0
+        self._dropped = -1
 
     # Called by the channel, in this order: begin, handleContentChunk, requestReceived.
 
@@ -132,18 +141,15 @@ class GatewayRequest(Request):
             self.channel.setTimeout(LINGER_SECONDS)
             self.channel.loseConnection()
             return
-        self.args: dict[bytes, list[bytes]] = {}
         self.process()
 
     def process(self) -> None:
         """Answer a refusal, or let the resource answer."""
-        self.site = self.channel.site
-        self.prepath, self.postpath = [], []
         if self.refusal is not None:
             fail(self, self.refusal)
             return
         try:
-            result = self.site.resource.render(self)
+            result = self.channel.site.resource.render(self)
             if result is not NOT_DONE_YET:
                 self.write(cast(bytes, result))
                 self.finish()
