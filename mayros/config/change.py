@@ -12,9 +12,7 @@ from typing import Any
 
 import msgspec
 
-from mayros.config.edit import rewrite, same
 from mayros.config.load import Loaded, load, refuse_unsupported
-from mayros.config.revise import patch, restored
 from mayros.config.source import MAX_FILE, Reader, parse, read_file
 from mayros.config.stamps import Stamp
 from mayros.errors import ConfigError, InvalidRequest, StorageUnavailable
@@ -62,6 +60,8 @@ def compose(
 
     `stamps`: see `load`.
     """
+    from mayros.config.edit import rewrite  # loaded by the first change, which few gateways see
+
     reader = Reader(path)
     for keys in _changed(file.tree, tree, ()):
         if "$include" in keys:
@@ -80,12 +80,16 @@ def compose(
 
 def whole(path: str, text: str, old: dict[str, Any]) -> dict[str, Any]:
     """What a text says that a client sent instead of the whole file, whose hidden values are those of `old`. Raises ConfigError, InvalidRequest."""
+    from mayros.config.revise import restored
+
     found: dict[str, Any] = restored(parsed(path, _bytes(text)).tree, old)
     return found
 
 
 def merged(text: str, old: dict[str, Any]) -> dict[str, Any]:
     """The tree `old` with a merge patch (JSON5) laid over it. Raises ConfigError, InvalidRequest."""
+    from mayros.config.revise import patch, restored
+
     found: dict[str, Any] = restored(patch(old, parsed("the patch", _bytes(text)).tree), old)
     return found
 
@@ -99,6 +103,8 @@ def _bytes(text: str) -> bytes:
 
 def _changed(before: Any, after: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """The keys of each value that is another, new or gone; a list counts as one value."""
+    from mayros.config.edit import same
+
     if isinstance(before, dict) and isinstance(after, dict):
         for key in {**before, **after}:
             was, becomes = before.get(key, _NOTHING), after.get(key, _NOTHING)
@@ -140,6 +146,8 @@ def replace(path: str, environ: Mapping[str, str], state_dir: str, text: str, be
 
 def change(path: str, environ: Mapping[str, str], state_dir: str, edit: Callable[[dict[str, Any]], None]) -> Loaded:
     """Let `edit` change the tree of the file, and write it; what a start would read then. Raises ConfigError, InvalidRequest, StorageUnavailable."""
+    from mayros.config.edit import same
+
     file = read_text(path)
     tree = copy.deepcopy(file.tree)
     edit(tree)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from mayros.config.check import REDACTED
-from mayros.config.edit import Span, spans
 from mayros.config.schema import Auth, RateLimit, TrustedProxy
 from mayros.config.source import parse
 from mayros.net.redact import SECRET_WORD, names_secret
+
+if TYPE_CHECKING:
+    from mayros.config.edit import Span
 
 #: Keys from the top of the configuration down.
 Path = tuple[str, ...]
@@ -126,6 +128,8 @@ def secrets_of(tree: Any, hidden: bool = False, path: Path = ()) -> Iterator[str
 
 def redact_text(text: str, hide: Callable[[str], str]) -> str:
     """A JSON5 text with the values and keys hidden that `redact` hides; comments go through `hide` too. Raises ValueError and ConfigError."""
+    from mayros.config.edit import spans  # loaded by the first client that looks
+
     parts, done = [], 0
     for start, end, shown in _hidden_spans(text, spans(text), False, hide, ()):
         parts += [text[done:start], shown]

@@ -59,10 +59,10 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     reasoning_effort: str | None = None
+    extra: dict[str, Any] | None = None
     #: How likely each token is, and so many others in its place.
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    extra: dict[str, Any] | None = None
     #: How long a vendor's cache is asked to keep the prompt: `none`, `short` or `long`; None: as is usual there. The configuration's to say.
     cache_retention: str | None = None
 

@@ -18,7 +18,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mayros.config.change import STALE, ConfigText, compose, merged, read_text, store, where, whole
-from mayros.config.edit import same
 from mayros.config.load import Loaded, load, refuse_unsupported
 from mayros.config.reloadable import WITH_MODE, differing, in_force
 from mayros.config.schema import Config
@@ -128,6 +127,8 @@ class ConfigFile:
             self._working = False
 
     async def _write(self, change: Change, base_hash: str | None) -> Applied:
+        from mayros.config.edit import same  # loaded by the first change
+
         old, stamps = self.current, dict[str, Stamp]()
         text = change.text if isinstance(change, Whole) else None
         try:
