@@ -342,12 +342,13 @@ class UnitTests(ServiceCase):
         return done.stdout + done.stderr
 
     def test_verify(self) -> None:
-        """systemd has nothing to say about any of them."""
+        """systemd has nothing to say about any of them. What it says about others that this machine has is not ours."""
         for system in (True, False):
             for instance in (None, "blue"):
                 folder, service = self.write_units(system, instance)
                 units = [str(folder / service), str(folder / service.replace(".service", ".socket"))]
-                self.assertEqual(self.analyze("verify", *([] if system else ["--user"]), *units).strip(), "", (system, instance))
+                said = self.analyze("verify", *([] if system else ["--user"]), *units).splitlines()
+                self.assertEqual([line for line in said if "mayros" in line], [], (system, instance))
 
     def test_exposure(self) -> None:
         """At most 1.3 for services of the system."""
