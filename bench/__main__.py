@@ -35,18 +35,18 @@ FULL = Effort(rounds=5, seconds=3.0, starts=5, bursts=3, pass_requests=10_000)
 QUICK = Effort(rounds=2, seconds=1.0, starts=1, bursts=1, pass_requests=1_000, sockets=500, idle_seconds=3.0, watchers=200, churn=1_000)
 # What leaves more sessions than are kept comes last: the store prunes them while the next measure runs.
 MEASURES = {
-    **large.MEASURES,
-    **images.MEASURES,
-    **tokens.MEASURES,
-    **resume.MEASURES,
     **tools.MEASURES,
+    **http.MEASURES,
+    **ws.MEASURES,
     **failover.MEASURES,
     **vendors.MEASURES,
     **decode.MEASURES,
+    **large.MEASURES,
+    **images.MEASURES,
+    **resume.MEASURES,
     **reloads.MEASURES,
     **metrics.MEASURES,
-    **http.MEASURES,
-    **ws.MEASURES,
+    **tokens.MEASURES,
 }
 PACKAGES = ("twisted", "klein", "autobahn", "msgspec", "httptools", "SQLAlchemy")
 
@@ -60,7 +60,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="length of one stretch of load")
     parser.add_argument("--subject", choices=("mayros", "floor"), default="mayros", help="floor: the floor in both roles, to see the noise")
     parser.add_argument("--pin", action="store_true", help="servers on the first core, all else on the others")
-    parser.add_argument("--limit", type=float, default=470, help="seconds after which the whole run gives up (470)")
+    parser.add_argument("--limit", type=float, default=900, help="seconds after which the whole run gives up (900)")
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made; its disk is the one whose fsync counts")
     parser.add_argument("--json", type=Path, help="also write the figures of each round to this file")
     parser.add_argument("--keep", action="store_true", help="keep the temporary folder with logs and store")
