@@ -38,6 +38,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -45,7 +46,6 @@ import socket
 import struct
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -403,7 +403,7 @@ class SocketTests(SynchronousTestCase):
         assert self.daemon.process is not None
         found = 0
         for entry in os.scandir(f"/proc/{self.daemon.process.pid}/fd"):
-            with suppress(FileNotFoundError):  # closed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
                 found += os.readlink(entry.path).startswith("socket:")
         return found
 
