@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from weakref import ref
 
 from twisted.internet.defer import Deferred
 
@@ -443,6 +444,11 @@ class ParameterTests(EndpointCase):
 
 class PlainAnswerTests(EndpointCase):
     """`stream` false: one chat.completion."""
+
+    def test_routes_are_bound_once(self) -> None:
+        """What Klein binds to the handlers lives as long as the site; it is not made anew for each request."""
+        bound = ref(self.one.api.app)
+        self.assertIsNotNone(bound())
 
     def test_field_by_field(self) -> None:
         """Everything that clients index is there; usage is what the model reported."""

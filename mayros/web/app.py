@@ -156,7 +156,7 @@ class Api:
         body, request.body = request.body, b""
         asked = await self._inputs.read(body, endpoint)
         del body
-        turn = await self._inputs.complete(turn_of(header, asked, settings, principal), asked, endpoint, request.take)
+        turn = await self._inputs.complete(turn_of(header, asked, settings, principal, request.trace), asked, endpoint, request.take)
         request.of_run(turn.run_id, turn.agent.id, str(turn.session))
         created = int(time.time())
         if asked.stream:
@@ -211,7 +211,9 @@ class Root(Resource):
 
     def __init__(self, api: Api, control: Resource) -> None:
         super().__init__()
-        self._api, self._control = api, control
+        self._control = control
+        # Klein keeps what `api.app` gives by a weak reference only, and makes it anew, with a map of its own, for each request where nobody holds it.
+        self._app = api.app
         # What stands before a parameter, which is always at the end, is the key; the gate's table has `*` there.
         self._endpoints = {
             (method.encode(), rule.rule.partition("<")[0].encode()): rule.endpoint
@@ -232,9 +234,9 @@ class Root(Resource):
         endpoint = self._endpoints.get((request.method, path))
         if endpoint is None:
             base, rest = split_path(path)
-            answer = self._api.app.execute_endpoint(self._endpoints[request.method, base], request, rest)
+            answer = self._app.execute_endpoint(self._endpoints[request.method, base], request, rest)
         else:
-            answer = self._api.app.execute_endpoint(endpoint, request)
+            answer = self._app.execute_endpoint(endpoint, request)
         task = cast("Deferred[Any] | None", answer)
         if task is not None:
             request.task = task

@@ -11,7 +11,8 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from msgspec.structs import replace
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
+from twisted.internet.task import deferLater
 
 from mayros.core.address import Headers
 from mayros.core.claims import Asked, Claims, Found, shielded
@@ -123,7 +124,7 @@ class Keyed:
         del body
         if place is not None and not asked.stream:
             raise InvalidRequest(f"{RESUME} resumes streams: this request asks for none.", param=RESUME)
-        turn = turn_of(header, asked, settings, principal)
+        turn = turn_of(header, asked, settings, principal, request.trace)
         share, left, started = request.take_share(), False, False
 
         def take(count: int) -> None:
@@ -168,15 +169,9 @@ class Keyed:
         with memoryview(body) as view:
             for start in range(0, len(view), SLICE):
                 if start:
-                    await self._turn()
+                    await deferLater(self._ticker.clock, 0)  # type: ignore[arg-type]  # others have their turn
                 digest.update(view[start : start + SLICE])
         return digest.digest()
-
-    def _turn(self) -> Deferred[None]:
-        """Others have their turn."""
-        passed: Deferred[None] = Deferred(lambda _: timer.cancel())
-        timer = self._ticker.clock.callLater(0, passed.callback, None)
-        return passed
 
     def _start(self, turn: Turn, principal: Principal, model: str, stream: bool, include_usage: bool) -> Run:
         """Raises what Runs.submit raises."""

@@ -11,7 +11,7 @@ from mayros.core.models import Model
 from mayros.core.ports import CallerTool, Principal, ResponseFormat, Sampling, Turn
 from mayros.core.reach import own_key
 from mayros.core.routing import Agent, Settings
-from mayros.core.tracing import Trace, parse
+from mayros.core.tracing import Trace
 from mayros.errors import AgentNotFound, Forbidden, InvalidRequest
 from mayros.wire.chat import ChatRequest
 from mayros.wire.chat_tools import AskedFormat
@@ -22,8 +22,8 @@ _SECONDS = re.compile(rb"\d{1,7}(\.\d{1,6})?")
 _SHOWN = 80
 
 
-def turn_of(header: Headers, asked: ChatRequest, settings: Settings, principal: Principal) -> Turn:
-    """The turn of a chat request. Raises InvalidRequest, AgentNotFound or Forbidden, naming the field or header."""
+def turn_of(header: Headers, asked: ChatRequest, settings: Settings, principal: Principal, trace: Trace | None = None) -> Turn:
+    """The turn of a chat request, which is part of `trace`. Raises InvalidRequest, AgentNotFound or Forbidden, naming the field or header."""
     directory = settings.directory
     agent = None
     named = one_value(header, "x-mayros-agent-id") or one_value(header, "x-mayros-agent")
@@ -64,7 +64,7 @@ def turn_of(header: Headers, asked: ChatRequest, settings: Settings, principal: 
         tool_choice=asked.tool_choice,
         parallel_calls=asked.parallel_calls,
         response_format=_format(asked.format) if asked.format is not None else None,
-        trace=_trace(header),
+        trace=trace,
     )
 
 
@@ -78,11 +78,6 @@ def _patience(header: Headers, seconds: float) -> float:
         return seconds
     theirs = float(lines[0])
     return min(seconds, theirs - min(1.0, theirs / 10)) if theirs else seconds
-
-
-def _trace(header: Headers) -> Trace | None:
-    lines = header(b"traceparent")
-    return parse(lines[0]) if lines is not None and len(lines) == 1 else None
 
 
 def _format(asked: AskedFormat) -> ResponseFormat:
