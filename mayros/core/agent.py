@@ -114,8 +114,7 @@ class AgentLoop:
                             if not heard:
                                 heard = True
                                 course.answered()
-                            if any(type(event) is Usage for event in batch):
-                                batch = [priced(event, model.cost) if type(event) is Usage else event for event in batch]
+                            batch = [priced(event, model.cost) if type(event) is Usage else event for event in batch]
                             spoken = spoken or any(type(event) in DELTAS for event in batch)
                             if reply is None:
                                 yield batch
