@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-
 from msgspec.structs import replace
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.tracing import Trace, parse
+from mayros.providers.openai_chat import OpenAIChat
 from tests.helpers import Harness, HarnessCase, chat, post
 from tests.test_openai_chat import WithServer, provider, request
 
@@ -62,14 +60,8 @@ class ProviderTests(WithServer):
     """What providers are told."""
 
     def sent(self, told: bool) -> bytes:
-        self.chat = self.make(provider(traceparent=told))
-
-        async def run() -> None:
-            async with aclosing(self.chat.stream(replace(request(self.chat._provider), trace=Trace(ID, "01")))) as batches:
-                async for _ in batches:
-                    pass
-
-        self.addCleanup(self.quit, Deferred.fromCoroutine(run()))
+        self.make(OpenAIChat, provider(traceparent=told))
+        self.ask(replace(request(self.of), trace=Trace(ID, "01")))
         return self.server.wires[-1].request.partition(b"\r\n\r\n")[0]  # type: ignore[no-any-return]
 
     def test_those_that_are_allowed_to_know_are_told(self) -> None:

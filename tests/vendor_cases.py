@@ -136,6 +136,18 @@ class WithServer(SynchronousTestCase):
             turn.addErrback(lambda failure: failure.trap(CancelledError) and None)
             turn.cancel()
 
+    def failed(self, turn: Deferred[Any], said: bytes, hang_up: bool = False) -> GatewayError:
+        """The turn with this reply ends with an error that has no key in it; its socket is closed or clean."""
+        self.server.say(said)
+        if hang_up:
+            self.server.hang_up()
+        error = self.failureResultOf(turn, GatewayError).value
+        self.assertNotIn(KEY, str(error))
+        self.assertNotIn("0123456789", str(error))
+        self.assertEqual(self.origin._free, self.of.max_connections)
+        assert isinstance(error, GatewayError)
+        return error
+
     @property
     def events(self) -> list[Event]:
         """What has come of the last turn."""
@@ -156,17 +168,8 @@ class Faults(WithServer):
         return self.ask(msgspec.structs.replace(request(self.of), tools=tools))
 
     def fails(self, said: bytes, hang_up: bool = False) -> GatewayError:
-        """A turn with this reply ends with an error that has no key in it; its socket is closed or clean, and the next turn is well."""
-        turn = self.turn()
-        self.server.say(said)
-        if hang_up:
-            self.server.hang_up()
-        error = self.failureResultOf(turn, GatewayError).value
-        self.assertNotIn(KEY, str(error))
-        self.assertNotIn("0123456789", str(error))
-        self.assertEqual(self.origin._free, self.of.max_connections)
-        assert isinstance(error, GatewayError)
-        return error
+        """See `failed`."""
+        return self.failed(self.turn(), said, hang_up)
 
     def answer(self, *texts: bytes, usage: Any = None) -> bytes:
         """The events of a whole answer."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import stat
+from typing import BinaryIO
 
 
 def read_bounded(path: str, limit: int) -> bytes:
@@ -65,18 +66,27 @@ def create(path: str, data: bytes, mode: int = 0o600) -> None:
 
 def sync_directory(path: str) -> None:
     """Make names in a directory survive a power cut."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sync(path, os.O_DIRECTORY)
+
+
+def sync(path: str, only: int = 0) -> None:
+    """Make what is in a file survive a power cut. `only`: more flags to open it with."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | only)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
+def new_file(path: str, mode: int = 0o600) -> BinaryIO:
+    """A new file, open for writing. Raises FileExistsError where there is something already, a dangling symlink included."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode), "wb")
+
+
 def _write_new(path: str, data: bytes, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with os.fdopen(fd, "wb") as file:
+    with new_file(path, mode) as file:
         # The umask has had its say in open(); the mode asked for is the one meant.
-        os.fchmod(fd, mode)
+        os.fchmod(file.fileno(), mode)
         file.write(data)
         file.flush()
-        os.fsync(fd)
+        os.fsync(file.fileno())

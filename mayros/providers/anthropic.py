@@ -109,6 +109,11 @@ def _mark(request: ModelRequest) -> dict[str, str] | None:
     return {"short": {"type": "ephemeral"}, "long": {"type": "ephemeral", "ttl": "1h"}}.get(kept) if isinstance(kept, str) else None
 
 
+def _thinks(request: ModelRequest) -> bool:
+    """Whether the model is asked to think. Who must call a tool may not."""
+    return request.model.reasoning and request.sampling.reasoning_effort in _BUDGETS and not forced(request)
+
+
 def _style(model: Model, dropped: frozenset[str]) -> str:
     """How thinking is asked for: `adaptive` (from 4.6 on) or `budget`; the other one where the server refused the first."""
     style = model.compat.get("thinkingFormat")
@@ -119,11 +124,9 @@ def _style(model: Model, dropped: frozenset[str]) -> str:
 
 def effort(request: ModelRequest, dropped: frozenset[str]) -> str | None:
     """The effort that is asked for, below those that the server refused (`effort=max`)."""
-    level = _EFFORTS.get(request.sampling.reasoning_effort or "")
-    if level is None or not request.model.reasoning or forced(request) or dropped & {"output_config", "effort", _NO_THINKING}:
+    if not _thinks(request) or dropped & {"output_config", "effort", _NO_THINKING} or _style(request.model, dropped) != "adaptive":
         return None
-    if _style(request.model, dropped) != "adaptive":
-        return None
+    level = _EFFORTS[request.sampling.reasoning_effort or ""]
     if level == "xhigh" and (generation(request.model.id) or _NEWEST) < (4, 7):
         level = "max"
     below = _LADDER[: _LADDER.index(level) + 1]
@@ -132,8 +135,8 @@ def effort(request: ModelRequest, dropped: frozenset[str]) -> str | None:
 
 def _think(body: dict[str, Any], request: ModelRequest, dropped: frozenset[str]) -> None:
     """Thinking as the caller wants it, with the answer's limit made larger by its budget as far as the model goes."""
-    model, budget = request.model, _BUDGETS.get(request.sampling.reasoning_effort or "")
-    if not model.reasoning or budget is None or forced(request) or _NO_THINKING in dropped:  # who must call may not think
+    model = request.model
+    if not _thinks(request) or _NO_THINKING in dropped:
         return
     if _style(model, dropped) == "adaptive":
         # The newest keep their thinking to themselves unless they are asked.
@@ -142,7 +145,7 @@ def _think(body: dict[str, Any], request: ModelRequest, dropped: frozenset[str])
         if (word := effort(request, dropped)) is not None:
             body["output_config"] = {"effort": word}
         return
-    asked = body["max_tokens"]
+    asked, budget = body["max_tokens"], _BUDGETS[request.sampling.reasoning_effort or ""]
     limit = max(asked, min(asked + budget, model.max_tokens, request.most_tokens or model.max_tokens))
     budget = min(budget, limit - min(asked, _LEAST))
     if budget >= _LEAST and thinks(body["messages"]):
@@ -153,8 +156,7 @@ def _think(body: dict[str, Any], request: ModelRequest, dropped: frozenset[str])
 def _sampling(request: ModelRequest, version: str) -> dict[str, float]:
     """Temperature and top_p, where both the model and the version take them; neither with thinking, which refuses them."""
     sampling, made = request.sampling, generation(request.model.id) or (0, 0)
-    thinking = request.model.reasoning and sampling.reasoning_effort in _BUDGETS and not forced(request)
-    if made >= (4, 7) or version >= _NO_SAMPLING_VERSION or thinking:
+    if made >= (4, 7) or version >= _NO_SAMPLING_VERSION or _thinks(request):
         return {}
     values: dict[str, float] = {}
     if sampling.temperature is not None:
@@ -204,7 +206,7 @@ class Anthropic(HttpAdapter):
         """See HttpAdapter. The more special ones first, because a refusal of one names what it is in. `thinking` is then asked for the other way."""
         sent = [] if _mark(request) is None else ["cache_control"]
         sent += _sampling(request, self._version)
-        if request.model.reasoning and request.sampling.reasoning_effort in _BUDGETS and not forced(request):
+        if _thinks(request):
             sent += ["display", "thinking", "effort", "output_config"]
         return sent
 

@@ -2,8 +2,8 @@
 
 An answer is a list of blocks, told apart by `index`: text, thinking, calls. Reading is tolerant: an event of the usual shape is decoded into typed
 structs, any other goes through `loose_event`, and what makes no sense is skipped, as long as something does. Thinking is signed and must come back
-unchanged and in its place, so an answer with calls says by ProviderState where its thinking stood. Imports core.keys, errors, events, wire.sse,
-providers.anthropic_events, anthropic_state, calls (its bounds), characters, failures and reading.
+unchanged and in its place, so an answer with calls says by ProviderState where its thinking stood. Imports core.keys, events, net.redact
+and, of providers, anthropic_events, anthropic_state, calls (its bounds), characters, decoder and reading.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from mayros.core.keys import new_id
-from mayros.errors import GatewayError, UpstreamError
-from mayros.events import Event, FinishReason, ModelAnswered, ProviderState, ReasoningDelta, TextDelta, ToolCallDelta, TurnFinished, Usage
+from mayros.events import Event, FinishReason, ProviderState, ReasoningDelta, TextDelta, ToolCallDelta, TurnFinished, Usage
 from mayros.net.redact import Redactor
 from mayros.providers.anthropic_events import (
     STATUS,
@@ -26,11 +25,10 @@ from mayros.providers.anthropic_events import (
     loose_usage,
 )
 from mayros.providers.anthropic_state import Thought, state
-from mayros.providers.calls import MAX_ARGUMENTS, MAX_CALLS
+from mayros.providers.calls import MAX_ARGUMENTS, MAX_CALLS, TOO_LONG, TOO_MANY
 from mayros.providers.characters import joined, whole_characters
-from mayros.providers.failures import stream_failure
+from mayros.providers.decoder import LONGER, NOT_OFFERED, AnswerDecoder
 from mayros.providers.reading import TEXT_LIMIT, count, lenient_json
-from mayros.wire.sse import Decoder, TooLong
 
 MAX_BLOCKS = 1024  # of one turn, without those of text
 _MAX_NAME, _MAX_ID = 128, 256
@@ -47,44 +45,28 @@ class _Call:
         self.index, self.given, self.half, self.size = index, given, "", 0
 
 
-class AnthropicDecoder:
-    """The answer of one turn; see adapter.StreamDecoder. An error is kept back until the events before it are out: `close` raises it.
-
-    `tools`: whether the model was offered any; where not, it may call none.
-    """
+class AnthropicDecoder(AnswerDecoder):
+    """The answer of one turn; see AnswerDecoder. `tools`: whether the model was offered any; where not, it may call none."""
 
     def __init__(self, provider: str, model: str, redact: Redactor, tools: bool = False) -> None:
-        self._provider, self._model, self._redact, self._tools = provider, model, redact, tools
-        self._sse = Decoder()
-        self._answered = False
-        self._reason: str | None = None
+        super().__init__(provider, model, redact)
+        self._tools = tools
         self._usage: UsageSaid | None = None
-        self._said = 0  # characters of text
-        self._size = 0  # characters of everything else
+        self._said = 0  # characters of text; `_size` are those of everything else
         self._half = ""  # the first half of a surrogate pair of the text; its second half is in the next event
         self._open: dict[int, Thought | _Call] = {}
         #: Thoughts and calls (None) in their order, each with how many characters of text came before it.
         self._marks: list[tuple[int, Thought | None]] = []
         self._calls: dict[str, _Call] = {}  # by id
-        self._error: GatewayError | None = None
-        #: Nothing that follows matters: the end was seen, or an error.
-        self.done = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether the model said why it stopped, which it does after its last block: a stream that breaks off now has lost nothing."""
-        return self._answered and self._error is None and (self.done or self._reason is not None)
 
     def feed(self, data: bytes) -> list[Event]:
         """The events of one read; with `message_stop` also the last ones. Raises nothing."""
         events: list[Event] = []
         if self.done:
             return events
-        try:
-            blocks = self._sse.feed(data)
-        except TooLong as error:
-            self._fail(str(error), events)
-            return events
+        blocks = self._blocks(data)
+        if self.done:  # an event is too long
+            return self._used()
         for name, block in blocks:
             loose = False
             try:
@@ -93,7 +75,7 @@ class AnthropicDecoder:
                 odd = loose_event(lenient_json(block))
                 if odd is None:
                     if name == b"error":
-                        self._refuse(block.decode("utf-8", "replace"), events)
+                        self._refused(block.decode("utf-8", "replace"), events)
                         break
                     continue
                 event, loose = odd, True
@@ -106,23 +88,13 @@ class AnthropicDecoder:
                 else:
                     self._take_delta(event.index, delta, events, loose)
             elif event.error or event.type == "error" or name == b"error":
-                self._refuse(event.error or lenient_json(block), events)
+                self._refused(event.error or lenient_json(block), events)
             else:
                 self._take(event, events, loose)
             if self.done:
                 break
         if self._said + self._size > TEXT_LIMIT and not self.done:
-            self._fail(f"its answer is longer than {TEXT_LIMIT >> 20} million characters", events)
-        return events
-
-    def close(self) -> list[Event]:
-        """The stream has ended: the last events, unless `feed` gave them. Raises errors of mayros.errors."""
-        events: list[Event] = []
-        if not self.done:
-            self.done = True
-            events = self._last(done=False)
-        if self._error is not None:
-            raise self._error
+            self._failed(LONGER, events)
         return events
 
     def whole(self, body: bytes) -> list[Event]:
@@ -133,7 +105,7 @@ class AnthropicDecoder:
         value = value if isinstance(value, dict) else {}
         content, reason = value.get("content"), value.get("stop_reason")
         if value.get("error"):
-            self._refuse(value["error"], [])
+            self._refused(value["error"], events)
         elif isinstance(content, list) and (content or isinstance(reason, str)):  # it may have nothing to say
             self._answer(events)
             self._count(loose_usage(value.get("usage")))
@@ -141,15 +113,7 @@ class AnthropicDecoder:
             for index, said in enumerate(content):
                 if isinstance(said, dict) and self._error is None:
                     self._start(index, loose_block(said), events, loose=True)
-        events += self._last(done=True)
-        if self._error is not None:
-            raise self._error
-        return events
-
-    def _answer(self, events: list[Event]) -> None:
-        if not self._answered:
-            self._answered = True
-            events.append(ModelAnswered(self._provider, self._model))
+        return self._unless_failed([*events, *self._last(done=True)])
 
     def _take(self, event: EventSaid, events: list[Event], loose: bool) -> None:
         """Any event but errors and deltas of blocks."""
@@ -191,13 +155,13 @@ class AnthropicDecoder:
         self._open[index] = what
         self._marks.append((self._said, what if isinstance(what, Thought) else None))
         if len(self._marks) > MAX_BLOCKS:
-            self._fail(f"its answer has more than {MAX_BLOCKS} blocks", events)
+            self._failed(f"its answer has more than {MAX_BLOCKS} blocks", events)
 
     def _begin_call(self, index: int, block: Block, events: list[Event], loose: bool) -> None:
         if not self._tools:
-            self._fail("it called a tool, and was offered none", events)
+            self._failed(NOT_OFFERED, events)
         elif len(self._calls) >= MAX_CALLS:
-            self._fail(f"it called tools more than {MAX_CALLS} times at once", events)
+            self._failed(TOO_MANY, events)
         else:
             sent, name = block.id or "", (block.name or "unnamed")[:_MAX_NAME]
             usable = 0 < len(sent) <= _MAX_ID and sent.isprintable() and sent not in self._calls
@@ -244,7 +208,7 @@ class AnthropicDecoder:
         call.size += len(text)
         self._size += len(text)
         if call.size > MAX_ARGUMENTS:
-            self._fail(f"the arguments of a tool call are longer than {MAX_ARGUMENTS >> 20} MiB", events)
+            self._failed(TOO_LONG, events)
             return
         if loose or call.half:
             text, call.half = joined(call.half, text)
@@ -273,14 +237,7 @@ class AnthropicDecoder:
             if value is not None:
                 setattr(self._usage, name, value)
 
-    def _last(self, done: bool) -> list[Event]:
-        """What is said at the end of the stream."""
-        if self._error is None and not self._answered:
-            self._fail("its answer cannot be understood", [])
-        elif self._error is None and self._reason is None and not done:
-            self._fail("its answer broke off", [])
-        if self._error is not None:
-            return []
+    def _ending(self) -> list[Event]:
         events: list[Event] = []
         if self._half:
             self._said += 1
@@ -302,22 +259,22 @@ class AnthropicDecoder:
             count(usage.cache_creation_input_tokens),
         )
 
-    def _refuse(self, error: object, events: list[Event]) -> None:
-        """An error came. What may follow it does not matter; what was used until then was."""
+    def _used(self) -> list[Event]:
+        """What is told with an error: what was used until then."""
+        return [self._counts()] if self._usage is not None else []
+
+    def _refused(self, error: object, events: list[Event]) -> None:
+        """An error came; its type says which kind it is."""
         if isinstance(error, dict):
             inner = error.get("error")
             error = inner if isinstance(inner, dict) and inner else error
             kind = error.get("type")
             if isinstance(kind, str) and kind in STATUS:
                 error = {**error, "status": STATUS[kind]}
-        self._end(stream_failure(error, self._provider, self._redact), events)
+        self._refuse(error)
+        events += self._used()
 
-    def _fail(self, why: str, events: list[Event]) -> None:
-        self._end(UpstreamError(f"The provider {self._provider!r} failed: {why.rstrip('.')}."), events)
-
-    def _end(self, error: GatewayError, events: list[Event]) -> None:
-        self.done = True
+    def _failed(self, why: str, events: list[Event]) -> None:
         if self._error is None:
-            self._error = error
-            if self._usage is not None:
-                events.append(self._counts())
+            self._fail(why)
+            events += self._used()

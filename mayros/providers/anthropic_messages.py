@@ -13,15 +13,13 @@ import msgspec
 
 from mayros.messages import ImagePart, Message, ToolCall, text_of
 from mayros.providers.anthropic_state import THINKING, arranged
-from mayros.providers.conversation import Ids, conversation, image_of, state_of
+from mayros.providers.conversation import Ids, arguments_of, conversation, image_of, state_of
 
 Json = dict[str, Any]
 
 #: What a user says where the conversation needs one.
 BEGIN, GO_ON = "(The conversation begins here.)", "(Go on.)"
 _IMAGES = {"image/jpeg", "image/png", "image/gif", "image/webp"}
-
-_decode = msgspec.json.Decoder().decode
 
 
 def turns_of(messages: Iterable[msgspec.Raw], model: str, images: bool) -> list[Json]:
@@ -119,10 +117,4 @@ def _said(message: Message, model: str, ids: Ids) -> list[Json]:
 
 
 def _call(call: ToolCall, ids: Ids) -> Json:
-    written = call.function.arguments
-    try:
-        usable = isinstance(_decode(written), dict)
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        usable = False
-    given = msgspec.Raw(written.encode()) if usable else {}
-    return {"type": "tool_use", "id": ids.of(call.id), "name": call.function.name, "input": given}
+    return {"type": "tool_use", "id": ids.of(call.id), "name": call.function.name, "input": arguments_of(call)}

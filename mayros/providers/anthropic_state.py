@@ -63,9 +63,8 @@ def arranged(state: dict[str, object], text: str, calls: Sequence[dict[str, Any]
     layout = state.get("layout")
     if not isinstance(layout, list):
         return None
-    thoughts = [item for item in layout if isinstance(item, dict) and item.get("type") in THINKING]
     if sum(item for item in layout if type(item) is int) != len(text) or layout.count(None) != len(calls):
-        return [*thoughts, text, *calls]
+        return [*filter(_is_thought, layout), text, *calls]
     made: list[dict[str, Any] | str] = []
     at, rest = 0, iter(calls)
     for item in layout:
@@ -74,6 +73,10 @@ def arranged(state: dict[str, object], text: str, calls: Sequence[dict[str, Any]
         elif type(item) is int:
             made.append(text[at : at + item])
             at += item
-        elif item in thoughts:
+        elif _is_thought(item):
             made.append(item)
     return made
+
+
+def _is_thought(item: object) -> bool:
+    return isinstance(item, dict) and item.get("type") in THINKING

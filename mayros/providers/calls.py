@@ -21,6 +21,9 @@ MAX_CALLS = 256
 MAX_INDEX = 1023
 #: Characters of one call's arguments.
 MAX_ARGUMENTS = 1 << 20
+# What is said of answers with more.
+TOO_MANY = f"it called tools more than {MAX_CALLS} times at once"
+TOO_LONG = f"the arguments of a tool call are longer than {MAX_ARGUMENTS >> 20} MiB"
 _MAX_NAME, _MAX_ID = 128, 256
 #: A call whose function was never named: the model is told that there is none of this name.
 _UNNAMED = "unnamed"
@@ -102,7 +105,7 @@ class Calls:
         text = function.arguments or ""
         call.size += len(text)
         if call.size > MAX_ARGUMENTS:
-            raise TooMuch(f"the arguments of a tool call are longer than {MAX_ARGUMENTS >> 20} MiB")
+            raise TooMuch(TOO_LONG)
         if loose or call.half:
             text, call.half = joined(call.half, text)
         if call.name:
@@ -149,7 +152,7 @@ class Calls:
 
     def _begin(self, sent: str) -> _Call:
         if len(self._calls) >= MAX_CALLS:
-            raise TooMuch(f"it called tools more than {MAX_CALLS} times at once")
+            raise TooMuch(TOO_MANY)
         call = _Call(len(self._calls), sent)
         self._calls.append(call)
         if sent:

@@ -1,32 +1,30 @@
 """Reading the stream of OpenAI's chat completions, and of the many servers that imitate it. Bytes in, events out, no I/O.
 
 Imitators differ in many small ways, so reading is tolerant: a chunk of the usual shape is decoded into typed structs, any other goes through
-`loose_chunk`, and what makes no sense is skipped, as long as something does. Tool calls are put together in calls.py. Imports errors, events,
-net.redact, wire.sse and, of providers, calls, characters, chat_chunks, chat_messages, failures, reading and think.
+`loose_chunk`, and what makes no sense is skipped, as long as something does. Tool calls are put together in calls.py. Imports events,
+net.redact and, of providers, calls, characters, chat_chunks, chat_messages, decoder, reading and think.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from mayros.errors import GatewayError, UpstreamError
-from mayros.events import Event, FinishReason, ModelAnswered, ProviderState, ReasoningDelta, TextDelta, TurnFinished, one_array
+from mayros.events import Event, FinishReason, ProviderState, ReasoningDelta, TextDelta, TurnFinished, one_array
 from mayros.net.redact import Redactor
 from mayros.providers.calls import Calls, TooMuch, loose_part
 from mayros.providers.characters import joined, whole_characters
 from mayros.providers.chat_chunks import ChatUsage, Choice, Delta, counts, loose_chunk, read_chunk
 from mayros.providers.chat_messages import REASONING
-from mayros.providers.failures import stream_failure
+from mayros.providers.decoder import LONGER, NO_TEXT, NOT_OFFERED, AnswerDecoder
 from mayros.providers.reading import STATE_LIMIT, TEXT_LIMIT, lenient_json
 from mayros.providers.think import Think
-from mayros.wire.sse import Decoder, TooLong
 
 _REASONS: dict[str, FinishReason] = {"length": "length", "max_tokens": "length", "content_filter": "content_filter"}
 _encode = msgspec.json.Encoder().encode
 
 
-class ChatDecoder:
-    """The answer of one turn, bytes in and events out. An error is kept back until the events before it are out: `close` raises it.
+class ChatDecoder(AnswerDecoder):
+    """The answer of one turn, bytes in and events out; see AnswerDecoder.
 
     `tools`: whether the model was offered any; where not, it may call none. `think_tags`: text may begin with reasoning between `<think>` tags.
     `keep_reasoning`: the server wants the reasoning of a turn with calls back. `logprobs`: they were asked for.
@@ -42,38 +40,19 @@ class ChatDecoder:
         keep_reasoning: bool = False,
         logprobs: bool = False,
     ) -> None:
-        self._provider, self._model, self._redact = provider, model, redact
+        super().__init__(provider, model, redact)
         self._calls = Calls() if tools else None
         self._think = Think() if think_tags else None
         self._kept: list[str] | None = [] if keep_reasoning else None
         self._logprobs: list[bytes] | None = [] if logprobs else None
-        self._sse = Decoder()
-        self._answered = False
-        self._reason: str | None = None
         self._refused = False
         self._usage: ChatUsage | None = None
-        self._size = 0
         self._half = ""  # the first half of a surrogate pair; its second half is in the next chunk
-        self._error: GatewayError | None = None
-        #: Nothing that follows matters: the end was seen, or an error.
-        self.done = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether the model said that it was through, so that a stream which breaks off now has lost nothing."""
-        return self._answered and self._error is None and (self.done or self._reason is not None)
 
     def feed(self, data: bytes) -> list[Event]:
         """The events of one read; with `[DONE]` also the last ones. Raises nothing."""
         events: list[Event] = []
-        if self.done:
-            return events
-        try:
-            blocks = self._sse.feed(data)
-        except TooLong as error:
-            self._fail(str(error))
-            return events
-        for name, block in blocks:
+        for name, block in self._blocks(data):
             if block == b"[DONE]":
                 self.done = True
                 events += self._last(done=True)
@@ -99,17 +78,7 @@ class ChatDecoder:
             if self.done:
                 break
         if self._size > TEXT_LIMIT and not self.done:
-            self._fail(f"its answer is longer than {TEXT_LIMIT >> 20} million characters")
-        return events
-
-    def close(self) -> list[Event]:
-        """The stream has ended: the last events, unless `feed` gave them. Raises errors of mayros.errors."""
-        events: list[Event] = []
-        if not self.done:
-            self.done = True
-            events = self._last(done=False)
-        if self._error is not None:
-            raise self._error
+            self._fail(LONGER)
         return events
 
     def whole(self, body: bytes) -> list[Event]:
@@ -124,19 +93,15 @@ class ChatDecoder:
             self._usage = chunk.usage or self._usage
             delta = chunk.choices[0].delta
             if self._error is None and (delta is None or delta.content is None) and not self._called:
-                self._fail("its answer has no text")
-        events += self._last(done=True)
-        if self._error is not None:
-            raise self._error
-        return events
+                self._fail(NO_TEXT)
+        return self._unless_failed([*events, *self._last(done=True)])
 
     def _take(self, choices: list[Choice], events: list[Event], loose: bool) -> None:
         for choice in choices:
             if choice.index != 0:
                 continue
             if not self._answered:
-                self._answered = True
-                events.append(ModelAnswered(self._provider, self._model))
+                self._answer(events)
             delta = choice.delta
             if delta is not None:
                 if delta.tool_calls or delta.function_call:
@@ -191,7 +156,7 @@ class ChatDecoder:
     def _take_calls(self, delta: Delta, events: list[Event], loose: bool) -> None:
         calls = self._calls
         if calls is None:
-            self._fail("it called a tool, and was offered none")
+            self._fail(NOT_OFFERED)
             return
         parts = [(part, loose) for part in delta.tool_calls or ()]
         if isinstance(delta.function_call, dict):  # as calls were written before there could be several
@@ -206,17 +171,9 @@ class ChatDecoder:
         except TooMuch as error:
             self._fail(str(error))
 
-    def _last(self, done: bool) -> list[Event]:
-        """What is said at the end of the stream."""
-        if self._error is not None:
-            return []
-        if not self._answered:
-            self._fail("its answer cannot be understood")
-        elif self._reason is None and not done:
-            self._fail("its answer broke off")
-        elif self._reason == "error":
+    def _ending(self) -> list[Event]:
+        if self._reason == "error":
             self._fail("it ended its answer with an error")
-        if self._error is not None:
             return []
         events: list[Event] = self._think.last() if self._think is not None else []
         if self._half:
@@ -230,13 +187,3 @@ class ChatDecoder:
         if self._kept and self._called and len(state := _encode({REASONING: "".join(self._kept)})) <= STATE_LIMIT:
             events.append(ProviderState(state))
         return [*events, counts(self._usage), TurnFinished(reason, raw)]
-
-    def _refuse(self, error: object) -> None:
-        """An error came instead of a chunk, or inside one. What may follow it does not matter."""
-        self.done = True
-        self._error = stream_failure(error, self._provider, self._redact)
-
-    def _fail(self, why: str) -> None:
-        self.done = True
-        if self._error is None:
-            self._error = UpstreamError(f"The provider {self._provider!r} failed: {why.rstrip('.')}.")

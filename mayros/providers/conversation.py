@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from mayros.messages import ImagePart, Message, unpack
+from mayros.messages import ImagePart, Message, ToolCall, unpack
 
 _DATA_URL = re.compile(r"data:([\w.+-]{1,64}/[\w.+-]{1,64});base64,", re.ASCII)
 _ANYTHING: msgspec.json.Decoder[object] = msgspec.json.Decoder()
@@ -36,6 +36,16 @@ def image_of(part: ImagePart) -> tuple[str, str] | None:
     url = part.image_url.url
     found = _DATA_URL.match(url)
     return (found[1], url[found.end() :]) if found is not None else None
+
+
+def arguments_of(call: ToolCall) -> msgspec.Raw:
+    """The arguments of a call as they were written; an empty object for what is none: the result of the call says what was wrong with it."""
+    written = call.function.arguments
+    try:
+        usable = isinstance(_ANYTHING.decode(written), dict)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        usable = False
+    return msgspec.Raw(written.encode() if usable else b"{}")
 
 
 class Ids:

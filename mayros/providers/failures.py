@@ -39,6 +39,7 @@ _CREDIT_GONE = re.compile(
     r"credit balance|insufficient_quota|insufficient (?:credit|balance|funds|quota)|API usage limits|have any credits", re.IGNORECASE
 )
 _NO_MODEL = re.compile(r"model_not_found|\bmodel\b.{0,120}(?:does not exist|not found|not supported|not available)|unknown model", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{0,12})?")
 #: What one vendor does not like about a conversation another one may take: ids of calls, calls without results, the order of messages.
 _FORMAT = re.compile(
     r"tool_use_id|tool_call_id|tool call id|tool_use|tool_result|tool_calls|function (?:call|response)|string should match pattern"
@@ -116,12 +117,10 @@ def stream_failure(error: object, provider: str, redact: Redactor) -> GatewayErr
 def retry_after(headers: Mapping[bytes, bytes], now: float) -> int | None:
     """Whole seconds, from 0 to 3600 and rounded up; None where nothing is said that makes sense. `retry-after-ms` wins over Retry-After, whose value
     is seconds or a date."""
-    milliseconds = headers.get(b"retry-after-ms", b"").decode("latin-1").strip()
-    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{0,12})?", milliseconds):
-        return min(ceil(float(milliseconds) / 1000), RETRY_LIMIT)
     value = headers.get(b"retry-after", b"").decode("latin-1").strip()
-    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{0,12})?", value):
-        return min(ceil(float(value)), RETRY_LIMIT)
+    for number, in_a_second in ((headers.get(b"retry-after-ms", b"").decode("latin-1").strip(), 1000), (value, 1)):
+        if (whole := _seconds(number, in_a_second)) is not None:
+            return whole
     try:
         date = parsedate_to_datetime(value)
         seconds = (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp() - now
@@ -191,6 +190,11 @@ def _said_by(error: object) -> _Said:
 def _retry(details: object) -> int | None:
     for detail in details if isinstance(details, list) else ():
         delay = detail.get("retryDelay") if isinstance(detail, dict) else None
-        if isinstance(delay, str) and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{0,12})?s", delay):
-            return min(ceil(float(delay[:-1])), RETRY_LIMIT)
+        if isinstance(delay, str) and delay.endswith("s") and (seconds := _seconds(delay[:-1])) is not None:
+            return seconds
     return None
+
+
+def _seconds(number: str, in_a_second: int = 1) -> int | None:
+    """Whole seconds, rounded up and not over the limit; None for what is no decimal number."""
+    return min(ceil(float(number) / in_a_second), RETRY_LIMIT) if _NUMBER.fullmatch(number) else None

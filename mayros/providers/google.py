@@ -21,8 +21,6 @@ from mayros.providers.google_contents import contents, newest, version
 from mayros.providers.google_decoder import GoogleDecoder
 from mayros.providers.written import WrittenTools
 
-__all__ = ["GoogleAI", "GoogleDecoder", "google_request"]
-
 _BUDGETS = {"none": 0, "minimal": 128, "low": 2048, "medium": 8192, "high": 32_768, "xhigh": 32_768}
 _LEVELS = ("MINIMAL", "LOW", "MEDIUM", "HIGH")
 _WANTED = {"none": 0, "minimal": 0, "low": 1, "medium": 2, "high": 3, "xhigh": 3}

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 
 from mayros.core.models import Model
 from mayros.messages import ImagePart, Message, ToolCall, text_of
-from mayros.providers.conversation import conversation, image_of, state_of
+from mayros.providers.conversation import arguments_of, conversation, image_of, state_of
 from mayros.providers.google_chunks import Kept, State
 
 #: What Google's documentation gives for calls that another model made: its own calls have a signature, and Gemini 3 refuses a turn without one.
@@ -23,7 +22,6 @@ UNSIGNED = "skip_thought_signature_validator"
 OPENING = "(The conversation begins with your answer.)"
 
 _VERSION = re.compile(r"gemini-(\d{1,3})(?:\.(\d{1,3}))?")
-_arguments: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
 
 
 def version(model_id: str) -> tuple[int, int] | None:
@@ -167,13 +165,7 @@ def _kept(message: Message, ref: str) -> list[Kept]:
 def _call(call: ToolCall, own_id: str, called: dict[str, _Called]) -> dict[str, object]:
     name = call.function.name
     called[call.id] = _Called(name, own_id)
-    arguments = call.function.arguments
-    try:
-        _arguments.decode(arguments)
-        written = msgspec.Raw(arguments.encode())
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        written = msgspec.Raw(b"{}")  # its result says what was wrong with it
-    made: dict[str, object] = {"name": name, "args": written}
+    made: dict[str, object] = {"name": name, "args": arguments_of(call)}
     if own_id:
         made["id"] = own_id
     return {"functionCall": made}

@@ -2,7 +2,7 @@
 
 Every chunk is a whole response with the next parts of its one candidate: text, thoughts, calls (each of them whole), and signatures on any of
 them, which must come back on the same part (`Kept`). There is no event for the end: the candidate's finishReason is it. Imports core.keys,
-errors, events, wire.sse and, of providers, calls, characters, failures, google_chunks and reading.
+errors, events, net.redact and, of providers, calls (its bounds), characters, decoder, failures, google_chunks and reading.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import msgspec
 
 from mayros.core.keys import new_id
-from mayros.errors import GatewayError, UpstreamError
-from mayros.events import Event, FinishReason, ModelAnswered, ProviderState, ReasoningDelta, TextDelta, ToolCallDelta, TurnFinished
+from mayros.errors import UpstreamError
+from mayros.events import Event, FinishReason, ProviderState, ReasoningDelta, TextDelta, ToolCallDelta, TurnFinished
 from mayros.net.redact import Redactor
-from mayros.providers.calls import MAX_ARGUMENTS, MAX_CALLS
+from mayros.providers.calls import MAX_ARGUMENTS, MAX_CALLS, TOO_LONG, TOO_MANY
 from mayros.providers.characters import joined, whole_characters
-from mayros.providers.failures import Malformed, stream_failure
+from mayros.providers.decoder import LONGER, NO_TEXT, NOT_OFFERED, AnswerDecoder
+from mayros.providers.failures import Malformed
 from mayros.providers.google_chunks import Call, Candidate, Chunk, Counts, Kept, Part, State, chunk_of, chunks_of, disjoint
 from mayros.providers.reading import STATE_LIMIT, TEXT_LIMIT
-from mayros.wire.sse import Decoder, TooLong
 
 _MAX_NAME, _MAX_ID = 128, 128
 
@@ -36,17 +36,14 @@ _MALFORMED = frozenset({"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "MISS
 _encode = msgspec.json.Encoder().encode
 
 
-class GoogleDecoder:
-    """The answer of one turn; see adapter.StreamDecoder. `tools`: whether the model was offered any; where not, it may call none."""
+class GoogleDecoder(AnswerDecoder):
+    """The answer of one turn; see AnswerDecoder. `tools`: whether the model was offered any; where not, it may call none."""
 
     def __init__(self, provider: str, model: str, redact: Redactor, tools: bool = False) -> None:
-        self._provider, self._model, self._redact, self._tools = provider, model, redact, tools
-        self._sse = Decoder()
-        self._answered = False
-        self._reason: str | None = None
+        super().__init__(provider, model, redact)
+        self._tools = tools
         self._blocked = False
         self._usage: Counts | None = None
-        self._size = 0
         self._calls = 0
         self._half = ""  # the first half of a surrogate pair; its second half is in the next chunk
         self._ids: set[str] = set()
@@ -54,25 +51,11 @@ class GoogleDecoder:
         #: Since the last part that is in `_kept`: characters of text, and what was thought.
         self._text = 0
         self._thoughts: list[str] = []
-        self._error: GatewayError | None = None
-        self.done = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether the model said that it was through, so that a stream which breaks off now has lost nothing."""
-        return self._answered and self._error is None and self._reason is not None
 
     def feed(self, data: bytes) -> list[Event]:
         """The events of one read; with the last chunk also the last ones. Raises nothing."""
         events: list[Event] = []
-        if self.done:
-            return events
-        try:
-            blocks = self._sse.feed(data)
-        except TooLong as error:
-            self._fail(str(error))
-            return events
-        for _, block in blocks:
+        for _, block in self._blocks(data):
             chunk = chunk_of(block)
             if chunk is None:
                 continue
@@ -84,18 +67,8 @@ class GoogleDecoder:
                 self.done = True
                 events += self._last()
                 return events
-        if self._size > TEXT_LIMIT:
-            self._fail(f"its answer is longer than {TEXT_LIMIT >> 20} million characters")
-        return events
-
-    def close(self) -> list[Event]:
-        """The stream has ended: the last events, unless `feed` gave them. Raises errors of mayros.errors."""
-        events: list[Event] = []
-        if not self.done:
-            self.done = True
-            events = self._last()
-        if self._error is not None:
-            raise self._error
+        if self._size > TEXT_LIMIT and not self.done:
+            self._fail(LONGER)
         return events
 
     def whole(self, body: bytes) -> list[Event]:
@@ -106,17 +79,14 @@ class GoogleDecoder:
                 self._take(chunk, events)
         if not self.done:
             if self._reason is not None and not self._blocked and not self._size and not self._calls:
-                self._fail("its answer has no text")
+                self._fail(NO_TEXT)
             self.done = True
             events += self._last()
-        if self._error is not None:
-            raise self._error
-        return events
+        return self._unless_failed(events)
 
     def _take(self, chunk: Chunk, events: list[Event]) -> None:
         if chunk.error:
-            self.done = True
-            self._error = stream_failure(chunk.error, self._provider, self._redact)
+            self._refuse(chunk.error)
             return
         if chunk.usage_metadata is not None:
             self._usage = chunk.usage_metadata
@@ -162,10 +132,6 @@ class GoogleDecoder:
             else:
                 self._reason = reason
 
-    def _answer(self, events: list[Event]) -> None:
-        self._answered = True
-        events.append(ModelAnswered(self._provider, self._model))
-
     def _whole(self, text: str, part: Part) -> str:
         """A part's text in whole characters: one half of a pair may be in the part before."""
         if part.thought:
@@ -196,11 +162,11 @@ class GoogleDecoder:
         written = "" if arguments in (b"", b"null") else arguments.decode("utf-8", "replace")
         self._size += len(written)
         if not self._tools:
-            self._fail("it called a tool, and was offered none")
+            self._fail(NOT_OFFERED)
         elif self._calls >= MAX_CALLS:
-            self._fail(f"it called tools more than {MAX_CALLS} times at once")
+            self._fail(TOO_MANY)
         elif len(written) > MAX_ARGUMENTS:
-            self._fail(f"the arguments of a tool call are longer than {MAX_ARGUMENTS >> 20} MiB")
+            self._fail(TOO_LONG)
         else:
             own = call.id or ""
             if len(own) > _MAX_ID or not own.isprintable():
@@ -213,16 +179,7 @@ class GoogleDecoder:
             self._thoughts.clear()
             self._kept.append(Kept(call=own, signature=signature or None))
 
-    def _last(self) -> list[Event]:
-        """What is said at the end of the stream."""
-        if self._error is not None:
-            return []
-        if not self._answered:
-            self._fail("its answer cannot be understood")
-        elif self._reason is None:
-            self._fail("its answer broke off")
-        if self._error is not None:
-            return []
+    def _ending(self) -> list[Event]:
         raw = (self._reason or "")[:64]
         reason: FinishReason = "content_filter" if self._blocked else _REASONS.get(raw, "tool_calls" if self._calls else "stop")
         events: list[Event] = []
@@ -242,8 +199,3 @@ class GoogleDecoder:
         if len(state) > STATE_LIMIT:  # the signatures of thoughts are the ones that may be missing
             state = _encode(State([part for part in self._kept if part.thought is None]))
         return state if len(state) <= STATE_LIMIT else None
-
-    def _fail(self, why: str, kind: type[UpstreamError] = UpstreamError) -> None:
-        self.done = True
-        if self._error is None:
-            self._error = kind(f"The provider {self._provider!r} failed: {why.rstrip('.')}.")

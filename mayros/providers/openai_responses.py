@@ -58,7 +58,7 @@ def responses_request(request: ModelRequest, dropped: frozenset[str] = frozenset
         body["text"] = {"format": openai_format(wanted, flat=True)}
     body.update(openai_choice(request, flat=True))
     if model.reasoning:
-        if not dropped & {"reasoning.encrypted_content"}:
+        if "reasoning.encrypted_content" not in dropped:
             body["include"] = ["reasoning.encrypted_content"]
         body["reasoning"] = _reasoning(model, sampling.reasoning_effort, ours, dropped)
     if sampling.temperature is not None:

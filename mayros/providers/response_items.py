@@ -48,10 +48,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     @property
     def refused(self) -> bool:
         """Whether it is a message in which the model refuses."""
-        if self.type != "message" or b'"refusal"' not in bytes(self.raw):
-            return False
-        parts = self.value().get("content")
-        return isinstance(parts, list) and any(isinstance(part, dict) and part.get("type") == "refusal" for part in parts)
+        return self.type == "message" and b'"refusal"' in bytes(self.raw) and "refusal" in self.kinds()
 
     def texts(self) -> list[str]:
         """The texts of a message or of reasoning, its summary first."""

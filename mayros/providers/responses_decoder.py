@@ -2,7 +2,7 @@
 
 An answer is a list of items (reasoning, messages, calls), each with a place (`output_index`). An item comes in deltas, then once more as a whole, and
 the last event has all items again: deltas are given out as they come, of what comes again only what was missing. Reading is tolerant: what
-makes no sense is skipped. Imports errors, events, wire.sse and, of providers, calls, characters, failures, reading, response_events
+makes no sense is skipped. Imports events, net.redact and, of providers, calls, characters, decoder, reading, response_events
 and response_items.
 """
 
@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import msgspec
 
-from mayros.errors import GatewayError, UpstreamError
-from mayros.events import Event, FinishReason, ModelAnswered, ProviderState, ReasoningDelta, TextDelta, TurnFinished
+from mayros.events import Event, FinishReason, ProviderState, ReasoningDelta, TextDelta, TurnFinished
 from mayros.net.redact import Redactor
 from mayros.providers.calls import MAX_INDEX, CallPart, Calls, FunctionPart, TooMuch
 from mayros.providers.characters import joined, whole_characters
-from mayros.providers.failures import stream_failure
+from mayros.providers.decoder import LONGER, NO_TEXT, NOT_OFFERED, AnswerDecoder
 from mayros.providers.reading import TEXT_LIMIT
 from mayros.providers.response_events import Response, Said, any_json, loose_said, read_response, read_said
 from mayros.providers.response_items import Item, Placed, kept, read_item, usage_of
-from mayros.wire.sse import Decoder, TooLong
 
 #: Bytes of one event. More than elsewhere: the last one repeats the whole answer, and the instructions and tools of the request.
 EVENT_LIMIT = 4 << 20
@@ -51,41 +49,22 @@ class _Place:
         self.item: Item | None = None
 
 
-class ResponsesDecoder:
-    """The answer of one turn, bytes in and events out. An error is kept back until the events before it are out: `close` raises it.
-
-    `tools`: whether the model was offered any; where not, it may call none.
-    """
+class ResponsesDecoder(AnswerDecoder):
+    """The answer of one turn; see AnswerDecoder. `tools`: whether the model was offered any; where not, it may call none."""
 
     def __init__(self, provider: str, model: str, redact: Redactor, tools: bool = False) -> None:
-        self._provider, self._model, self._redact = provider, model, redact
+        super().__init__(provider, model, redact, EVENT_LIMIT)
         self._calls = Calls() if tools else None
-        self._sse = Decoder(EVENT_LIMIT)
         self._places: dict[int, _Place] = {}
         self._by_item: dict[str, int] = {}
         self._current = _Place(-1)  # whose part came last
-        self._answered = self._thought = self._refused = False
-        self._size = self._said = self._held = 0  # characters of all, and of text alone; bytes of the whole items
-        self._error: GatewayError | None = None
-        #: Nothing that follows matters: the end was seen, or an error.
-        self.done = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether the end was there, so that a stream which breaks off now has lost nothing."""
-        return self.done and self._error is None
+        self._thought = self._refused = False
+        self._said = self._held = 0  # characters of text alone; bytes of the whole items
 
     def feed(self, data: bytes) -> list[Event]:
         """The events of one read; at the end of the answer also the last ones. Raises nothing."""
         events: list[Event] = []
-        if self.done:
-            return events
-        try:
-            blocks = self._sse.feed(data)
-        except TooLong:
-            self._fail(f"one event of its stream is longer than {EVENT_LIMIT >> 20} MiB")
-            return events
-        for name, block in blocks:
+        for name, block in self._blocks(data):
             loose = False
             try:
                 said = read_said(block)
@@ -109,26 +88,16 @@ class ResponsesDecoder:
             if self.done:
                 break
         if self._size > TEXT_LIMIT and not self.done:
-            self._fail(f"its answer is longer than {TEXT_LIMIT >> 20} million characters")
+            self._fail(LONGER)
         return events
-
-    def close(self) -> list[Event]:
-        """The stream has ended; that its last event was there says `feed`. Raises errors of mayros.errors."""
-        if not self.done:
-            self._fail("its answer broke off" if self._answered else "its answer cannot be understood")
-        if self._error is not None:
-            raise self._error
-        return []
 
     def whole(self, body: bytes) -> list[Event]:
         """The events of an answer that is one JSON object, from a server that does not stream. Raises errors of mayros.errors."""
         events: list[Event] = []
         self._end(read_response(body), "", events)
         if self._error is None and not self._size and not (self._calls is not None and self._calls.any):
-            self._fail("its answer has no text")
-        if self._error is not None:
-            raise self._error
-        return events
+            self._fail(NO_TEXT)
+        return self._unless_failed(events)
 
     def _take(self, kind: str, said: Said, block: bytes, events: list[Event], loose: bool) -> None:
         """Any event but more text of the message that is being written."""
@@ -171,9 +140,8 @@ class ResponsesDecoder:
 
     def _begin(self, events: list[Event]) -> bool:
         """Something of the answer is there. False where nothing more is wanted."""
-        if not self._answered and not self.done:
-            self._answered = True
-            events.append(ModelAnswered(self._provider, self._model))
+        if not self.done:
+            self._answer(events)
         return not self.done
 
     def _text(self, place: _Place, text: str, events: list[Event]) -> None:
@@ -210,7 +178,7 @@ class ResponsesDecoder:
         if not self._begin(events):
             return
         if self._calls is None:
-            self._fail("it called a tool, and was offered none")
+            self._fail(NOT_OFFERED)
             return
         place.kind = "call"
         if arguments:
@@ -249,7 +217,7 @@ class ResponsesDecoder:
             place.item = item
             self._held += len(memoryview(item.raw))
             if self._held > 2 * TEXT_LIMIT:
-                self._fail(f"its answer is longer than {TEXT_LIMIT >> 20} million characters")
+                self._fail(LONGER)
 
     def _end(self, response: Response, status: str, events: list[Event]) -> None:
         """The answer is over: what is said last, or its error."""
@@ -290,13 +258,7 @@ class ResponsesDecoder:
         return kept(placed) if len(placed) == len(places) else None
 
     def _refuse(self, error: object) -> None:
-        """An error in the vendor's form. What may follow it does not matter."""
-        self.done = True
+        """See AnswerDecoder. Here the code says whether the request is to blame."""
         if isinstance(error, dict) and isinstance(error.get("code"), str) and error["code"].startswith(_REFUSED):
             error = {**error, "status": 400}
-        self._error = stream_failure(error, self._provider, self._redact)
-
-    def _fail(self, why: str) -> None:
-        self.done = True
-        if self._error is None:
-            self._error = UpstreamError(f"The provider {self._provider!r} failed: {why.rstrip('.')}.")
+        super()._refuse(error)

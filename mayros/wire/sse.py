@@ -17,10 +17,10 @@ _MARK = b"\xef\xbb\xbf"
 
 
 class TooLong(ValueError):
-    """One event of the stream is longer than 1 MiB."""
+    """One event of the stream is longer than the decoder's limit, in bytes."""
 
-    def __init__(self) -> None:
-        super().__init__(" ".join((type(self).__doc__ or "").split()))
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"One event of the stream is longer than {limit >> 20} MiB.")
 
 
 class Decoder:
@@ -83,7 +83,7 @@ class Decoder:
             self._pending.append(data)
             self._size += len(data)
             if self._size > self._limit + 1:  # + 1: the end of its last line, which is not part of an event
-                raise TooLong
+                raise TooLong(self._limit)
         return []
 
     def _line_feeds(self, data: bytes) -> bytes:
@@ -99,7 +99,7 @@ class Decoder:
     def _fields(self, block: bytes) -> Event | None:
         """An event by the full rules, or None where there is no data."""
         if len(block) > self._limit:
-            raise TooLong
+            raise TooLong(self._limit)
         name = b""
         lines = []
         for line in block.split(b"\n"):
