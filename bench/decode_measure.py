@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from bench.measure import Effort, Failures, Row, own
 from bench.rig import Rig
 from bench.upstream import stream_at_once
 from bench.vendors import stream
+from bench.wire import chunks
 from mayros.events import TextDelta
 from mayros.net.redact import Redactor
 from mayros.providers.adapter import StreamDecoder
@@ -27,23 +28,11 @@ _MADE: dict[str, tuple[bytes, Callable[[], StreamDecoder]]] = {
 }
 
 
-def _events(answer: bytes) -> Iterator[bytes]:
-    """The server-sent events of an HTTP answer, whose chunks they are."""
-    rest = answer.partition(b"\r\n\r\n")[2]
-    while rest:
-        size, _, rest = rest.partition(b"\r\n")
-        length = int(size, 16)
-        if not length:
-            return
-        yield rest[:length]
-        rest = rest[length + 2 :]
-
-
 def decoding(rig: Rig, failures: Failures, effort: Effort) -> list[Row]:
     """Streams of 2,000 deltas, each event a read of its own, as from a slow model; the median of a round counts."""
     rows = []
     for api, (answer, make) in _MADE.items():
-        reads = list(_events(answer))
+        reads = list(chunks(answer.partition(b"\r\n\r\n")[2]))
 
         def once(reads: list[bytes] = reads, make: Callable[[], StreamDecoder] = make) -> float:
             decoder, deltas = make(), 0

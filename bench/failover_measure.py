@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from bench.measure import Effort, Failures, Row, warm
+from bench.measure import Effort, Failures, Row, added, warm
 from bench.rig import Rig
 
 #: Requests to one provider that refuses: one less than opens its breaker.
@@ -38,20 +38,13 @@ def failover(rig: Rig, failures: Failures, effort: Effort) -> list[Row]:
             directly[1].append(_median(first("a8", MANY)))
             fallen[1].append(_median(first(f"dead{last}", MANY)))
     return [
-        _added("first token after a primary that refuses connections: p50, ms", directly[0], fallen[0], 5.0),
-        _added("first token with an open breaker: p50, ms", directly[1], fallen[1], 1.0),
+        added("first token after a primary that refuses connections: p50, ms", directly[0], fallen[0], 5.0),
+        added("first token with an open breaker: p50, ms", directly[1], fallen[1], 1.0),
     ]
 
 
 def _median(seconds: list[float]) -> float:
     return statistics.median(seconds) * 1e3 if seconds else float("nan")
-
-
-def _added(name: str, directly: list[float], fallen: list[float], target: float) -> Row:
-    more = [after - before for after, before in zip(fallen, directly, strict=True)]
-    value = statistics.median(more)
-    before, after = (f"{statistics.median(side):.2f}" for side in (directly, fallen))
-    return Row(name, before, after, value, f"{value:+.2f} ms", f"<= +{target:.2f} ms", value <= target, more)
 
 
 MEASURES: dict[str, Callable[[Rig, Failures, Effort], list[Row]]] = {"failover": failover}

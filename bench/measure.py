@@ -81,6 +81,25 @@ def own(name: str, values: list[float], form: str, target: float, floor: str = "
     return Row(name, floor, shown, value, "", "<= " + form.format(target), value <= target, values)
 
 
+def added(name: str, floor: list[float], subject: list[float], target: float) -> Row:
+    """A row of milliseconds of which so many more than the floor's are allowed."""
+    more = [own - other for own, other in zip(subject, floor, strict=True)]
+    value = statistics.median(more)
+    form = "{:.2f}"
+    return Row(name, _median(floor, form), _median(subject, form), value, f"{value:+.2f} ms", f"<= +{target:.2f} ms", value <= target, more)
+
+
+class Peak:
+    """The most resident memory that a server had when this was called, and what it had `before`; in bytes."""
+
+    def __init__(self, server: Server) -> None:
+        self._pid = server.pid
+        self.before = self.highest = resident_bytes(self._pid)
+
+    def __call__(self) -> None:
+        self.highest = max(self.highest, resident_bytes(self._pid))
+
+
 def _median(values: list[float], form: str) -> str:
     return form.format(statistics.median(values))
 
@@ -134,20 +153,9 @@ def first(rig: Rig, failures: Failures, effort: Effort) -> list[Row]:
     """One client, streams of 8 chunks: time to the first token."""
     floors, subjects = _alternate(rig, failures, effort, "8", True, 1)
     before, after = ([result.first_token(0.5) * 1e3 for result in results] for results in (floors, subjects))
-    more = [subject - floor for subject, floor in zip(after, before, strict=True)]
-    value = statistics.median(more)
     late = [[result.first_token(0.95) * 1e3 for result in results] for results in (floors, subjects)]
     return [
-        Row(
-            "first token, 1 client: p50, ms",
-            _median(before, "{:.2f}"),
-            _median(after, "{:.2f}"),
-            value,
-            f"{value:+.2f} ms",
-            "<= +0.30 ms",
-            value <= 0.3,
-            more,
-        ),
+        added("first token, 1 client: p50, ms", before, after, 0.3),
         Row("  p95, ms", _median(late[0], "{:.2f}"), _median(late[1], "{:.2f}"), 0, "", "", True),
     ]
 
@@ -162,16 +170,11 @@ def crowd(rig: Rig, failures: Failures, effort: Effort) -> list[Row]:
         for side, start in (("floor", rig.floor), ("subject", rig.subject)):
             with start() as server:
                 warm(rig, server, failures, side)
-                before = resident_bytes(server.pid)
-                highest = [before]
-
-                def look(server: Server = server, highest: list[int] = highest) -> None:
-                    highest.append(resident_bytes(server.pid))
-
-                result = failures.note(side, rig.drive(server, "50x50ms", True, streams, requests=streams, meanwhile=look))
+                memory = Peak(server)
+                result = failures.note(side, rig.drive(server, "50x50ms", True, streams, requests=streams, meanwhile=memory))
                 failed[side] += result.failed
                 p95[side].append(result.first_token(0.95) * 1e3)
-                kilobytes[side].append((max(highest) - before) / streams / KB)
+                kilobytes[side].append((memory.highest - memory.before) / streams / KB)
     none = failed["subject"] == 0
     return [
         Row("500 streams, 50 chunks at 50 ms: failed", str(failed["floor"]), str(failed["subject"]), failed["subject"], "", "0", none),

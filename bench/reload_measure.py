@@ -16,6 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from bench.measure import Effort, Failures, Row, warm
 from bench.rig import BenchError, Rig, Server
+from bench.ws_measure import connect_params
 
 CHANGES = 100
 #: Each of so many is saved in the file and told of by SIGHUP, which is heeded once a second.
@@ -25,8 +26,6 @@ CLIENTS = 32
 
 def reloads(rig: Rig, failures: Failures, effort: Effort) -> list[Row]:
     """32 clients, 8 tokens, not streamed, while providers, keys and limits change."""
-    if not rig.gateway:
-        return []
     with rig.subject() as server:
         warm(rig, server, failures, "subject")
         quiet = failures.note("subject", rig.drive(server, "8", False, CLIENTS, seconds=effort.seconds))
@@ -53,8 +52,7 @@ class Changes:
         self._rig, self._server, self._socket, self._id = rig, server, socket, 0
         self._not_before = 0.0
         socket.recv(timeout=10)  # the challenge
-        client = {"id": "cli", "version": "1", "platform": "linux", "mode": "cli"}
-        self._call("connect", minProtocol=4, maxProtocol=4, client=client, scopes=["operator.admin"], auth={"token": server.secret})
+        self._call("connect", **connect_params(server.secret, 4, "operator.admin"))
 
     def next(self) -> None:
         """The next one, if its time has come."""

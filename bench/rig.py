@@ -353,26 +353,20 @@ class Rig:
             "requests": requests,
             "limit": limit,
         }
-        before, ours = cpu_seconds(server.pid), self._own_cpu()
-        self.load.say(json.dumps(job))
-        answer = json.loads(self.load.line(limit + 30, meanwhile))
-        if server.process.popen.poll() is not None:
-            raise BenchError(f"{server.process.name} ended under load: {server.process.tail()}")
-        if "error" in answer:
-            raise BenchError(f"the load generator could not reach {server.process.name}: {answer['error']}")
-        cpu = cpu_seconds(server.pid) - before
-        if answer["seconds"] > 0.5:
-            self.busiest = max(self.busiest, (self._own_cpu() - ours) / answer["seconds"])
-        return Result(answer, job["tokens"], cpu)
+        answer = self._work(self.load, server, job, meanwhile)
+        return Result(answer, job["tokens"], answer["cpu"])
 
     def sockets(self, server: Server, limit: float = 60, **job: Any) -> dict[str, Any]:
         """A job of bench.ws_load on a server; `cpu` in the answer is the server's CPU seconds. Whether anything `failed` is for the caller to see."""
         if self._ws_load is None:
             self._ws_load = self._start("ws-load", ["-m", "bench.ws_load"], self.other_cores)
-        job |= {"port": server.port, "limit": self.left(limit)}
+        return self._work(self._ws_load, server, job | {"port": server.port, "limit": self.left(limit)})
+
+    def _work(self, generator: Process, server: Server, job: dict[str, Any], meanwhile: Callable[[], None] | None = None) -> dict[str, Any]:
+        """What a generator of load answers to a job; `cpu` is the server's CPU seconds."""
         before, ours = cpu_seconds(server.pid), self._own_cpu()
-        self._ws_load.say(json.dumps(job))
-        answer: dict[str, Any] = json.loads(self._ws_load.line(job["limit"] + 30))
+        generator.say(json.dumps(job))
+        answer: dict[str, Any] = json.loads(generator.line(job["limit"] + 30, meanwhile))
         if server.process.popen.poll() is not None:
             raise BenchError(f"{server.process.name} ended under load: {server.process.tail()}")
         if "error" in answer:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 
 from bench import wire
-from bench.measure import MB, Effort, Failures, Row, own, warm
-from bench.rig import BenchError, Rig, Server, pause, resident_bytes
+from bench.measure import MB, Effort, Failures, Peak, Row, own, warm
+from bench.rig import BenchError, Rig, Server, pause
 
 READS, CALLS = "read4-8", "exec1-8"
 ROUNDS, RUNS = 4, 30
@@ -140,17 +140,13 @@ def flood(rig: Rig, failures: Failures, effort: Effort) -> list[Row]:
             warm(rig, server, failures, "subject")
             failures.note("subject", rig.drive(server, CALLS, False, 1, requests=1))
             pause(0.2)
-            before = resident_bytes(server.pid)
-            seen = [before]
-
-            def look(server: Server = server, seen: list[int] = seen) -> None:
-                seen.append(resident_bytes(server.pid))
-
+            memory = Peak(server)
+            before = memory.before
             with Lag(server) as lag:
-                result = failures.note("subject", rig.drive(server, CALLS, False, COMMANDS, requests=COMMANDS, meanwhile=look))
+                result = failures.note("subject", rig.drive(server, CALLS, False, COMMANDS, requests=COMMANDS, meanwhile=memory))
             if not lag.seconds:
                 raise BenchError("the gateway did not answer /healthz while commands ran")
-            highest.append(max(seen) / MB)
+            highest.append(memory.highest / MB)
             late.append(sorted(lag.seconds)[int(len(lag.seconds) * 0.99)] * 1e3)
             took.append(max(result.whole or [float("nan")]))
     each = wire.OUTPUT_BYTES / MB

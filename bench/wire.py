@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 _SHAPE = re.compile(r"(\d+)(?:x(\d+)ms)?$")
@@ -67,16 +68,15 @@ def request(model: str, stream: bool, secret: str) -> bytes:
     return head.encode() + body
 
 
-def _unchunk(body: bytes) -> bytes:
-    """The content of a chunked body; ValueError where it is cut short."""
-    parts: list[bytes] = []
+def chunks(body: bytes) -> Iterator[bytes]:
+    """The chunks of a chunked body; ValueError where it is cut short."""
     at = 0
     while True:
         end = body.index(b"\r\n", at)
         size = int(body[at:end].split(b";")[0], 16)
         if size == 0:
-            return b"".join(parts)
-        parts.append(body[end + 2 : end + 2 + size])
+            return
+        yield body[end + 2 : end + 2 + size]
         at = end + 2 + size + 2
 
 
@@ -94,7 +94,7 @@ def verify(head: bytes, body: bytes, tokens: int, stream: bool) -> str | None:
     if status != "200":
         return f"status {status}: {body[:300].decode('utf-8', 'replace')}"
     try:
-        text = (_unchunk(body) if b"transfer-encoding: chunked" in head.lower() else body).decode()
+        text = (b"".join(chunks(body)) if b"transfer-encoding: chunked" in head.lower() else body).decode()
         if stream:
             events = _events(text)
             choices = [event["choices"][0] for event in events if event["choices"]]
