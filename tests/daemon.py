@@ -172,6 +172,12 @@ class Daemon:
         )
         return done.returncode, done.stderr
 
+    def mayros(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+        """A command, beside the gateway."""
+        command = [sys.executable, "-c", "from mayros.cli.main import main; main()", *arguments]
+        environ = self.environ | python_path()
+        return subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=seconds, check=False)
+
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:

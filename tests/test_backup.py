@@ -155,15 +155,18 @@ class CopyTests(StoreFolder):
 class MigrationTests(SynchronousTestCase):
     """What is kept before a migration."""
 
-    def test_copy_before(self) -> None:
-        """An older store is copied before it is migrated: the version of before can open the copy. One at the newest revision is left alone."""
-        folder = os.path.abspath(self.mktemp())
-        os.mkdir(folder)
-        path = os.path.join(folder, "mayros.db")
-        open(path, "wb").close()
-        old = make_engine(parse_url(default_url(folder)))
+    def setUp(self) -> None:
+        self.folder = os.path.abspath(self.mktemp())
+        os.mkdir(self.folder)
+        self.path = os.path.join(self.folder, "mayros.db")
+        open(self.path, "wb").close()
+        old = make_engine(parse_url(default_url(self.folder)))
         migrate._upgrade(old, "0003")
         old.dispose()
+
+    def test_copy_before(self) -> None:
+        """An older store is copied before it is migrated: the version of before can open the copy. One at the newest revision is left alone."""
+        folder, path = self.folder, self.path
         open(f"{path}.before-0003.new", "wb").close()  # of an attempt that was killed
         open_engine(default_url(folder)).dispose()
         self.assertEqual((revision(path), revision(f"{path}.before-0003"), damage(f"{path}.before-0003")), (HEAD, "0003", []))
@@ -172,16 +175,9 @@ class MigrationTests(SynchronousTestCase):
 
     def test_no_copy_no_migration(self) -> None:
         """Where the copy cannot be made the store stays as it was."""
-        folder = os.path.abspath(self.mktemp())
-        os.mkdir(folder)
-        path = os.path.join(folder, "mayros.db")
-        open(path, "wb").close()
-        old = make_engine(parse_url(default_url(folder)))
-        migrate._upgrade(old, "0003")
-        old.dispose()
-        os.mkdir(f"{path}.before-0003")
-        self.assertRaises(StartError, open_engine, default_url(folder))
-        self.assertEqual(revision(path), "0003")
+        os.mkdir(f"{self.path}.before-0003")
+        self.assertRaises(StartError, open_engine, default_url(self.folder))
+        self.assertEqual(revision(self.path), "0003")
 
 
 class DaemonTests(SynchronousTestCase):

@@ -17,7 +17,7 @@ import msgspec
 from click.testing import Result
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.cli.doctor import Looks, subject_of
+from mayros.cli.doctor import subject_of
 from mayros.cli.host import Done, Host
 from mayros.cli.place import Place
 from mayros.core.models import EMBEDDED
@@ -714,7 +714,7 @@ class LooksTests(SynchronousTestCase):
         """A port that somebody listens on; nobody connects to it."""
         import socket
 
-        looks = Looks(Host(booted=False))
+        looks = Host(booted=False)
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             port = one.getsockname()[1]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.daemon import Daemon, Upstream, python_path
+from tests.daemon import Daemon, Upstream
 
 
 class BackupTests(SynchronousTestCase):
@@ -23,19 +21,7 @@ class BackupTests(SynchronousTestCase):
         self.upstream = Upstream()
         self.addCleanup(self.upstream.close)
         self.daemon = Daemon(Path(self.mktemp()), self.upstream)
-        self.addCleanup(self.end)
-
-    def end(self) -> None:
-        process = self.daemon.process
-        if process is not None and process.poll() is None:
-            process.kill()
-            process.wait()
-
-    def mayros(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command, beside the gateway."""
-        command = [sys.executable, "-c", "from mayros.cli.main import main; main()", *arguments]
-        environ = self.daemon.environ | python_path()
-        return subprocess.run(command, cwd=self.daemon.folder, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        self.addCleanup(self.daemon.kill)
 
     def say(self, session: str, text: str) -> None:
         """One turn, acknowledged when this returns."""
@@ -45,7 +31,7 @@ class BackupTests(SynchronousTestCase):
 
     def said(self, session: str) -> list[str]:
         """What the store has of a session, by `mayros export`."""
-        done = self.mayros("export", session)
+        done = self.daemon.mayros("export", session)
         self.assertEqual(done.returncode, 0, done.stderr)
         return [json.loads(line)["message"]["content"] for line in done.stdout.splitlines()[1:]]
 
@@ -69,20 +55,20 @@ class BackupTests(SynchronousTestCase):
         worker = threading.Thread(target=load, daemon=True)
         worker.start()
         archive = str(daemon.folder / "backup.tar.gz")
-        made = self.mayros("backup", archive, "--json")
+        made = self.daemon.mayros("backup", archive, "--json")
         stop.set()
         worker.join(30)
         self.assertEqual((made.returncode, failed), (0, []), made.stderr)
         self.say("alice", "after the backup")
         self.assertEqual(self.said("alice")[-2:], ["after the backup", "one two three"])
 
-        refused = self.mayros("restore", archive, "--yes")
+        refused = self.daemon.mayros("restore", archive, "--yes")
         assert daemon.process is not None
         self.assertEqual(refused.returncode, 1)
         self.assertIn(f"in use by another gateway (process {daemon.process.pid})", refused.stderr)
         daemon.stop()
 
-        done = self.mayros("restore", archive, "--yes")
+        done = self.daemon.mayros("restore", archive, "--yes")
         self.assertEqual(done.returncode, 0, done.stderr)
         whole = ["before 0", "one two three", "before 1", "one two three", "before 2", "one two three"]
         self.assertEqual(self.said("alice"), whole)
@@ -94,7 +80,7 @@ class BackupTests(SynchronousTestCase):
         daemon.start()
         self.say("alice", "and on")
         self.assertEqual(self.said("alice"), [*whole, "and on", "one two three"])
-        doctor = self.mayros("doctor", "--json")
+        doctor = self.daemon.mayros("doctor", "--json")
         found = {one["id"] for one in json.loads(doctor.stdout)["findings"]}
         self.assertTrue(
             found <= {"secret.readable-by-others", "store.old-copies", "gateway.auth.short", "config.secrets", "host.root", "service.none"}, found
@@ -116,4 +102,4 @@ class BackupTests(SynchronousTestCase):
             self.assertNotIn("Traceback", text)
         with closing(sqlite3.connect(daemon.state / "mayros.db")) as connection:
             self.assertEqual(connection.execute("SELECT version_num FROM alembic_version").fetchall(), [("9999",)])
-        self.assertIn("store.newer", self.mayros("doctor").stdout)
+        self.assertIn("store.newer", self.daemon.mayros("doctor").stdout)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from tests.daemon import Daemon, Upstream, free_port, python_path
+from tests.daemon import Daemon, Upstream, free_port
 from tests.test_metrics import samples
 
 ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -35,25 +33,13 @@ class SeeTests(TestCase):
         self.addCleanup(self.upstream.close)
         self.scraped = free_port()
         self.daemon = InJournal(Path(self.mktemp()), self.upstream, {"metrics": {"enabled": True, "listen": f"127.0.0.1:{self.scraped}"}})
-        self.addCleanup(self.end)
-
-    def end(self) -> None:
-        process = self.daemon.process
-        if process is not None and process.poll() is None:
-            process.kill()
-            process.wait()
+        self.addCleanup(self.daemon.kill)
 
     def scrape(self, path: str = "/metrics") -> bytes:
         """Without a secret."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.scraped}{path}", timeout=10) as answer:
             found: bytes = answer.read()
             return found
-
-    def mayros(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command, beside the gateway."""
-        command = [sys.executable, "-c", "from mayros.cli.main import main; main()", *arguments]
-        environ = self.daemon.environ | python_path()
-        return subprocess.run(command, cwd=self.daemon.folder, env=environ, capture_output=True, text=True, timeout=30, check=False)
 
     def lines(self, name: str) -> list[dict[str, object]]:
         """A log file of today."""
@@ -77,10 +63,10 @@ class SeeTests(TestCase):
             self.scrape("/")
         self.assertEqual(self.daemon.request("GET", "/metrics")[0], 404)
 
-        status_screen = self.mayros("status")
+        status_screen = self.daemon.mayros("status", seconds=30)
         self.assertEqual(status_screen.returncode, 0, status_screen.stderr)
         self.assertIn("ready", status_screen.stdout.splitlines()[0])
-        log = self.mayros("logs")
+        log = self.daemon.mayros("logs", seconds=30)
         self.assertIn("listening on http://127.0.0.1", log.stdout)
         self.assertEqual(self.daemon.stop() in (0, -15), True)
         self.assertTrue(any("metrics on http://127.0.0.1" in str(line["message"]) for line in self.lines("mayros")))
@@ -88,6 +74,6 @@ class SeeTests(TestCase):
         self.assertEqual((asked["code"], asked["trace"], asked["principal"]), (200, ID, "owner"))
         self.assertIn("run", asked)
         self.assertIn("<6>mayros.service: listening on http://127.0.0.1", self.daemon.log.read_text())
-        read = self.mayros("logs", "--limit", "5")
+        read = self.daemon.mayros("logs", "--limit", "5", seconds=30)
         self.assertIn("its log file", read.stderr)
         self.assertIn("stopping", read.stdout)

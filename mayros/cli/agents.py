@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mayros.cli.remote import Remote, gateway_options
-from mayros.cli.show import cell, clean, print_json, records, table
+from mayros.cli.show import cell, clean, print_json, record, records, table
 from mayros.core.keys import normalise_agent_id
 
 if TYPE_CHECKING:
@@ -29,11 +29,10 @@ def list_agents(remote: Remote) -> None:
     if remote.json:
         print_json(payload)
         return
-    found: dict[str, Any] = payload if isinstance(payload, dict) else {}
+    found = record(payload)
     rows = []
     for row in records(found.get("agents")):
-        identity = row.get("identity")
-        shown: dict[str, Any] = identity if isinstance(identity, dict) else {}
+        shown = record(row.get("identity"))
         default = "default" if row.get("id") == found.get("defaultId") else None
         rows.append((row.get("id"), shown.get("name") or row.get("name"), shown.get("emoji"), default))
     table(("agent", "name", "emoji", ""), rows)
@@ -53,15 +52,14 @@ def add(remote: Remote, name: str, workspace: str | None, model: str | None, emo
         asked = {"name": name, "workspace": _folder(remote, workspace) or _default_folder(connection, name), "emoji": emoji, "avatar": avatar}
         made = await connection.request("agents.create", _given(asked), timeout=remote.timeout)
         if model is not None:
-            agent_id = made.get("agentId") if isinstance(made, dict) else None
-            await connection.request("agents.update", {"agentId": agent_id, "model": model}, timeout=remote.timeout)
+            await connection.request("agents.update", {"agentId": record(made).get("agentId"), "model": model}, timeout=remote.timeout)
         return made
 
     payload = remote.talk(adding)
     if remote.json:
         print_json(payload)
     else:
-        made: dict[str, Any] = payload if isinstance(payload, dict) else {}
+        made = record(payload)
         click.echo(f"The agent {cell(made.get('agentId'))} is there, with its files in {cell(made.get('workspace'))}.")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mayros.cli.remote import Remote, gateway_options
-from mayros.cli.show import cell, print_json, records, table
+from mayros.cli.show import cell, print_json, record, records, table
 
 
 @click.group()
@@ -25,7 +25,7 @@ def list_approvals(remote: Remote) -> None:
     if remote.json:
         print_json(payload)
         return
-    waiting = [(row, request if isinstance(request := row.get("request"), dict) else {}) for row in records(payload)]
+    waiting = [(row, record(row.get("request"))) for row in records(payload)]
     if not waiting:
         click.echo("No command waits for an approval.")
         return
@@ -58,7 +58,7 @@ def allow(remote: Remote, approval_id: str, always: bool) -> None:
         print_json(payload)
         return
     click.echo(f"The command {cell(approval_id)} may run.")
-    added = payload.get("added") if isinstance(payload, dict) else None
+    added = record(payload).get("added")
     if isinstance(added, list) and added:
         click.echo(f"On the agent's list: {', '.join(exact(path) for path in added)}")
     elif isinstance(added, list):

@@ -59,11 +59,12 @@ def backup(ctx: click.Context, file: str, store_only: bool, force: bool, as_json
 
 def write(place: Place, file: str, store_only: bool) -> dict[str, Any]:
     """Make an archive; what is in it, for people and programs. Raises StartError and OSError; nothing is left behind then."""
+    from mayros.net.version import program_version
     from mayros.storage.archive import FORMAT, STORE, Manifest, Packer
     from mayros.storage.backup import copy_store, revision
 
     loaded = place.load()
-    store = store_path(place, loaded)
+    store = place.store_path(loaded)
     if store is not None and not os.path.exists(store):
         raise click.ClickException(f"there is no store to back up at {store}")
     if store is None and store_only:
@@ -78,7 +79,7 @@ def write(place: Place, file: str, store_only: bool) -> dict[str, Any]:
             copy_store(store, copy)
         manifest = Manifest(
             format=FORMAT,
-            version=_version(),
+            version=program_version(),
             created_ms=time.time_ns() // 1_000_000,
             schema=revision(copy) if store is not None else None,
             config=None if store_only or not loaded.exists else os.path.basename(loaded.files[0]),
@@ -97,14 +98,6 @@ def write(place: Place, file: str, store_only: bool) -> dict[str, Any]:
             raise
     left_out += [f"{clean(path)}, which is no regular file" for path in skipped]
     return {"file": os.path.abspath(file), "bytes": size, "files": packer.count, "schema": manifest.schema, "leftOut": left_out}
-
-
-def store_path(place: Place, loaded: Loaded) -> str | None:
-    """The file of the SQLite store that the configuration means; None: it is in PostgreSQL."""
-    from mayros.storage.engine import default_url, parse_url
-
-    url = parse_url(loaded.config.session.store or default_url(place.state_dir))
-    return str(url.database) if url.get_backend_name() == "sqlite" else None
 
 
 def parts_of(place: Place, loaded: Loaded) -> Iterator[Part]:
@@ -154,15 +147,6 @@ def elsewhere(place: Place, loaded: Loaded) -> Iterator[str]:
                 yield f"the key of {profile_id}, {profile.key_file}"
         elif profile.credential is not None:
             yield f"the key of {profile_id}, which the service manager keeps"
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("mayros-gateway")
-    except PackageNotFoundError:
-        return "dev"
 
 
 @click.command()

@@ -46,7 +46,7 @@ def condition(service: Service, *, deep: bool, probe: bool) -> dict[str, Any]:
         found["probe"] = answer = _probe(service, text)
         found["exit"] = 0 if answer["ready"] else 3 if stopped else 1
     if deep:
-        found["outdated"] = _outdated(service)
+        found["outdated"] = service.outdated()
         found["others"] = _others(service)
     return found
 
@@ -74,18 +74,11 @@ def _probe(service: Service, text: str | None) -> dict[str, Any]:
     return {"ready": code == 200, "url": url, "why": "" if code == 200 else f"it answers {code}; `mayros status` says why"}
 
 
-def _outdated(service: Service) -> list[str]:
-    """The installed units that differ from what would be written now."""
-    return [name for name, text in service.plan().texts().items() if service.installed(name) not in (None, text)]
-
-
 def _others(service: Service) -> list[dict[str, Any]]:
     """All units of gateways that either manager knows."""
     found = []
     for system in (True, False):
-        done = service.host.run(
-            ["systemctl", *([] if system else ["--user"]), "list-units", "--all", "--plain", "--no-legend", "--no-pager", "mayros-gateway*"]
-        )
+        done = service.host.manager(system, "list-units", "--all", "--plain", "--no-legend", "--no-pager", "mayros-gateway*")
         for line in done.out.splitlines() if done.status == 0 else ():
             words = line.split(None, 4)
             if len(words) >= 4:

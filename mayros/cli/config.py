@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mayros.cli.place import Place, here
 from mayros.cli.remote import Refused, Remote, gateway_options, idle
+from mayros.cli.show import print_json, record
 from mayros.config.load import lookup, redact
 from mayros.config.show import effective
 from mayros.config.source import literal
@@ -197,7 +198,7 @@ def _change(remote: Remote, changes: dict[str, Any]) -> None:
         except GatewayError as error:
             raise click.ClickException(error.message) from error
         if remote.json:
-            click.echo(json.dumps({"ok": True, "path": place.config_path, "hot": [], "restartRequired": []}))
+            print_json({"ok": True, "path": place.config_path, "hot": [], "restartRequired": []})
         else:
             _saved(place)
     finally:
@@ -211,9 +212,9 @@ def _saved(place: Place) -> None:
 
 def _say(remote: Remote, answer: Any) -> None:
     """What a gateway did with a change."""
-    told: Mapping[str, Any] = answer if isinstance(answer, dict) else {}
+    told = record(answer)
     if remote.json:
-        click.echo(json.dumps({name: told.get(name) for name in ("ok", "path", "hash", "hot", "restartRequired")}, ensure_ascii=False))
+        print_json({name: told.get(name) for name in ("ok", "path", "hash", "hot", "restartRequired")})
         return
     hot, waiting = _paths(told.get("hot")), _paths(told.get("restartRequired"))
     click.echo(f"{told.get('path')}: " + (f"in force now: {', '.join(hot)}" if hot else "nothing changed for the running gateway"))
@@ -265,7 +266,7 @@ def _read_value(file: str) -> str:
 
 def _show(value: Any, as_json: bool) -> None:
     if as_json or isinstance(value, dict | list):
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        print_json(value, 2)
     elif isinstance(value, bool):
         click.echo("true" if value else "false")
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mayros.cli.remote import Remote, gateway_options
-from mayros.cli.show import ago, cell, print_json, records, table
+from mayros.cli.show import ago, cell, print_json, record, records, table
 
 if TYPE_CHECKING:
     from mayros.ws.identity import Identity
@@ -27,7 +27,7 @@ def list_devices(remote: Remote) -> None:
     if remote.json:
         print_json(payload)
         return
-    found: dict[str, Any] = payload if isinstance(payload, dict) else {}
+    found = record(payload)
     pending, paired = records(found.get("pending")), records(found.get("paired"))
     if pending:
         click.echo("Waiting for approval:")
@@ -51,8 +51,7 @@ def approve(remote: Remote, request_id: str) -> None:
     if remote.json:
         print_json(payload)
         return
-    device = payload.get("device") if isinstance(payload, dict) else None
-    shown: dict[str, Any] = device if isinstance(device, dict) else {}
+    shown = record(record(payload).get("device"))
     click.echo(f"The device {cell(shown.get('deviceId'))} is approved, with the scopes: {cell(shown.get('scopes')) or 'none'}.")
 
 

@@ -6,55 +6,20 @@ Imports config, storage and ops when a command asks.
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mayros.cli.host import Done, Host
+from mayros.cli.host import Host
 from mayros.cli.place import Place, here, port
 from mayros.cli.show import clean, print_json
 from mayros.errors import StartError
 
 if TYPE_CHECKING:
-    from mayros.config.load import Loaded
     from mayros.ops.doctor import Report
     from mayros.ops.subject import Installed, Subject
-
-
-class Looks:
-    """Implements ops.subject.Machine for the machine that a Host stands for."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self.uid, self.booted = host.uid, host.booted
-
-    def run(self, argv: Sequence[str], /) -> Done:
-        """See Machine."""
-        return self._host.run(argv)
-
-    def get(self, host: str, port: int, path: str, /) -> int:
-        """See Machine."""
-        return self._host.get(host, port, path)
-
-    def taken(self, host: str, port: int) -> bool:
-        """See Machine: whether the address is in use already."""
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
-            # Connections that were closed a moment ago are nobody who listens.
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                one.bind((host, port))
-            except OSError:
-                return True
-        return False
-
-    def free_bytes(self, path: str) -> int:
-        """See Machine."""
-        return shutil.disk_usage(path).free
 
 
 @click.command()
@@ -123,10 +88,8 @@ def subject_of(place: Place) -> Subject:
     from mayros.config.secret import resolve
     from mayros.net.statedir import StateDir
     from mayros.ops.subject import Subject
-    from mayros.storage.engine import default_url, parse_url
 
     host = place.host if place.host is not None else Host()
-    home = place.environ.get("HOME") or os.path.expanduser("~")
     known: dict[str, Any] = {}
     try:
         loaded = place.load()
@@ -142,14 +105,13 @@ def subject_of(place: Place) -> Subject:
             known["trouble"] = str(failure)
         try:
             known["port"] = port(place, loaded.config.gateway.port)
-            known["store_url"] = url = loaded.config.session.store or default_url(place.state_dir)
-            parsed = parse_url(url)
-            known["store"] = str(parsed.database) if parsed.get_backend_name() == "sqlite" else None
+            known["store_url"] = place.store_url(loaded)
+            known["store"] = place.store_path(loaded)
         except (StartError, click.ClickException) as failure:
             known["trouble"] = str(failure)
-        known["service"] = _service(place, host, loaded)
+        known["service"] = _service(place, host)
     return Subject(
-        config_path=place.config_path, state_dir=place.state_dir, home=home, now_ms=time.time_ns() // 1_000_000, machine=Looks(host), **known
+        config_path=place.config_path, state_dir=place.state_dir, home=place.home, now_ms=time.time_ns() // 1_000_000, machine=host, **known
     )
 
 
@@ -166,7 +128,7 @@ def _embedded(state_dir: str) -> bool:
     return installed(state_dir) is not None and runtime_installed()
 
 
-def _service(place: Place, host: Host, loaded: Loaded) -> Installed | None:
+def _service(place: Place, host: Host) -> Installed | None:
     """The service that runs this gateway: the user's own, or the system's where its state directory is the one that is meant."""
     from mayros.cli.service import Service
     from mayros.ops.subject import Installed
@@ -180,15 +142,9 @@ def _service(place: Place, host: Host, loaded: Loaded) -> Installed | None:
         if text is None or os.path.realpath(service.place.state_dir) != os.path.realpath(place.state_dir):
             continue
         try:
-            outdated = tuple(name for name, wanted in service.plan().texts().items() if service.installed(name) not in (None, wanted))
+            outdated = tuple(service.outdated())
         except (StartError, click.ClickException):
             outdated = ()  # the configuration, or the program, is what has to be mended first; other checks say so
         starts = host.properties(system, unit, "UnitFileState").get("UnitFileState", "enabled") != "disabled"
-        return Installed(unit, system, outdated, starts, None if system else _lingers(place, host))
+        return Installed(unit, system, outdated, starts, None if system else host.lingers(host.user(place.environ)))
     return None
-
-
-def _lingers(place: Place, host: Host) -> bool | None:
-    name = place.environ.get("USER") or place.environ.get("LOGNAME") or str(host.uid)
-    done = host.run(["loginctl", "show-user", name, "-p", "Linger", "--value"])
-    return done.out.strip() == "yes" if done.status == 0 else None

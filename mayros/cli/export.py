@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -59,39 +60,26 @@ def _write(file: BinaryIO, parts: Iterable[bytes]) -> None:
     file.flush()
 
 
-class _opened:
+@contextmanager
+def _opened(place: Place, session: str, earlier: bool) -> Iterator[tuple[SessionRow, Iterator[Record]]]:
     """The session's row and its records, for as long as the context lasts."""
+    from mayros.core.keys import SessionKey
+    from mayros.storage.export import open_to_read, records, session_ids
+    from mayros.storage.listing import find
 
-    def __init__(self, place: Place, session: str, earlier: bool) -> None:
-        from mayros.core.keys import SessionKey
-        from mayros.storage.engine import default_url
-        from mayros.storage.export import open_to_read
-
-        loaded = place.load()
-        directory = place.settings(loaded).directory
-        key = SessionKey.parse(session, None, directory.default_id, directory.main_key, param="SESSION", reserved=True)
-        self._key, self._earlier = str(key), earlier
-        self._engine = open_to_read(loaded.config.session.store or default_url(place.state_dir))
-
-    def __enter__(self) -> tuple[SessionRow, Iterator[Record]]:
-        from mayros.storage.export import records, session_ids
-        from mayros.storage.listing import find
-
-        try:
-            self._connection = self._engine.connect()
-            row = find(self._connection, self._key)
+    loaded = place.load()
+    directory = place.settings(loaded).directory
+    key = str(SessionKey.parse(session, None, directory.default_id, directory.main_key, param="SESSION", reserved=True))
+    engine = open_to_read(place.store_url(loaded))
+    try:
+        with engine.connect() as connection:
+            row = find(connection, key)
             if row is None:
-                raise click.ClickException(f"there is no session {self._key!r}: see mayros sessions list")
-            ids = session_ids(self._connection, row.key, row.session_id) if self._earlier else (row.session_id,)
-        except BaseException:
-            self.__exit__()
-            raise
-        return row, (record for id_ in ids for record in records(self._connection, id_))
-
-    def __exit__(self, *_: object) -> None:
-        if hasattr(self, "_connection"):
-            self._connection.close()
-        self._engine.dispose()
+                raise click.ClickException(f"there is no session {key!r}: see mayros sessions list")
+            ids = session_ids(connection, row.key, row.session_id) if earlier else (row.session_id,)
+            yield row, (record for id_ in ids for record in records(connection, id_))
+    finally:
+        engine.dispose()
 
 
 def lines(row: SessionRow, found: Iterable[Record]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import click
 from mayros.cli import service
 from mayros.cli.place import credential, here
 from mayros.cli.remote import Refused, Remote, gateway_options
-from mayros.cli.show import cell, print_json
+from mayros.cli.show import cell, print_json, record
 
 if TYPE_CHECKING:
     from mayros.ws.connection import Connection
@@ -92,7 +92,7 @@ def probe(remote: Remote) -> None:
 
 
 def _found(url: str, connected_ms: int, hello: dict[str, Any], health: Any) -> dict[str, Any]:
-    server, auth, features, snapshot = (_part(hello, name) for name in ("server", "auth", "features", "snapshot"))
+    server, auth, features, snapshot = (record(hello.get(name)) for name in ("server", "auth", "features", "snapshot"))
     methods = features.get("methods")
     return {
         "ok": isinstance(health, dict) and health.get("ok") is True,
@@ -107,11 +107,6 @@ def _found(url: str, connected_ms: int, hello: dict[str, Any], health: Any) -> d
         "scopes": auth.get("scopes"),
         "methods": len(methods) if isinstance(methods, list) else 0,
     }
-
-
-def _part(hello: dict[str, Any], name: str) -> dict[str, Any]:
-    part = hello.get(name)
-    return part if isinstance(part, dict) else {}
 
 
 @gateway.command()

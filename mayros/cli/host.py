@@ -1,4 +1,4 @@
-"""This machine, as far as `mayros gateway install` and its like touch it: files of the system, systemctl, a look at a port. Imports net.files.
+"""This machine, as far as `mayros gateway install` and its like touch it: files of the system, systemctl, a look at a port. Imports nothing of ours.
 
 Tests give a `Host` of their own: another root, and programs that are functions.
 """
@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import click
@@ -52,7 +52,7 @@ def _get(host: str, port: int, path: str) -> int:
 
 
 class Host:
-    """`root` stands before the paths of the system. `booted`: whether systemd runs it; None: look."""
+    """Implements ops.subject.Machine too. `root` stands before the paths of the system. `booted`: whether systemd runs it; None: look."""
 
     def __init__(
         self,
@@ -70,9 +70,13 @@ class Host:
         """Where a path of the system is."""
         return os.path.join(self.root, path.lstrip("/"))
 
+    def manager(self, system: bool, *arguments: str) -> Done:
+        """What became of a call of systemctl, for the system's manager or this user's."""
+        return self.run(["systemctl", *([] if system else ["--user"]), *arguments])
+
     def systemctl(self, system: bool, *arguments: str) -> str:
         """What systemctl says; raises ClickException with its words where it fails."""
-        done = self.run(["systemctl", *([] if system else ["--user"]), *arguments])
+        done = self.manager(system, *arguments)
         if done.status == 0:
             return done.out
         said = " ".join((done.error or done.out).split()) or f"status {done.status}"
@@ -85,8 +89,32 @@ class Host:
 
     def properties(self, system: bool, unit: str, *names: str) -> dict[str, str]:
         """Properties of a unit; none where there is no manager to ask."""
-        done = self.run(["systemctl", *([] if system else ["--user"]), "show", "-p", ",".join(names), unit])
+        done = self.manager(system, "show", "-p", ",".join(names), unit)
         return dict(line.split("=", 1) for line in done.out.splitlines() if "=" in line) if done.status == 0 else {}
+
+    def user(self, environ: Mapping[str, str]) -> str:
+        """The name of this user, or the number where no variable tells it."""
+        return environ.get("USER") or environ.get("LOGNAME") or str(self.uid)
+
+    def lingers(self, user: str) -> bool | None:
+        """Whether a user's services go on after the last logout; None where nobody can tell."""
+        done = self.run(["loginctl", "show-user", user, "-p", "Linger", "--value"])
+        return done.out.strip() == "yes" if done.status == 0 else None
+
+    def taken(self, host: str, port: int) -> bool:
+        """Whether somebody listens there; without connecting, which would wake a socket of systemd."""
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+            # Connections that were closed a moment ago are nobody who listens.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                one.bind((host, port))
+            except OSError:
+                return True
+        return False
+
+    def free_bytes(self, path: str) -> int:
+        """What this user can still write to the file system of a path. Raises OSError."""
+        return shutil.disk_usage(path).free
 
     def has_ipv6_loopback(self) -> bool:
         """Whether ::1 can be listened on."""

@@ -173,9 +173,8 @@ class Installation:
 
     def _lingering(self) -> None:
         """A user's services end with the last login, unless the user lingers."""
-        name = self.service.place.environ.get("USER") or self.service.place.environ.get("LOGNAME") or str(self.host.uid)
-        done = self.host.run(["loginctl", "show-user", name, "-p", "Linger", "--value"])
-        if done.out.strip() != "yes":
+        name = self.host.user(self.service.place.environ)
+        if not self.host.lingers(name):
             click.echo(f"It ends when you log out. To keep it running, and start it with the machine: sudo loginctl enable-linger {name}")
         click.echo("Keys of providers in your shell (such as OPENAI_API_KEY) do not reach a service: mayros setup --provider ID keeps one for it.")
 

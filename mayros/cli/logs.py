@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mayros.cli.remote import Refused, Remote, gateway_options
-from mayros.cli.show import cell, clean
+from mayros.cli.show import cell, clean, record
 from mayros.errors import GatewayError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ async def _logs(remote: Remote, connection: Connection, follow: bool, limit: int
                 raise
             await remote.pause(FOLLOW_SECONDS)
             continue
-        found = answer if isinstance(answer, dict) else {}
+        found = record(answer)
         if file is not None and found.get("file") != file and not found.get("reset"):
             # A new day has a new file: all of it, whatever the offset meant in the old one.
             file, params = found.get("file"), {"cursor": 0, "limit": FOLLOW_LINES}

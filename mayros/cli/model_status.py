@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from mayros.cli.show import records
+from mayros.cli.show import record, records
 
 COLUMNS = ("provider", "key", "state", "last failure", "for another", "what was said")
 
 
 def rows(payload: Any) -> list[tuple[object, ...]]:
     """A row for each breaker that is not closed, and for each key, or each of its rests where it has some."""
-    answer: dict[str, Any] = payload if isinstance(payload, dict) else {}
+    answer = record(payload)
     now_ms = answer.get("ts")
     made: list[tuple[object, ...]] = []
     for provider in records(answer.get("providers")):

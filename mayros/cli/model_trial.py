@@ -13,10 +13,11 @@ from typing import Any
 import click
 from twisted.internet.defer import Deferred, TimeoutError
 
+from mayros.cli.models import key_wanted
 from mayros.cli.place import Place
 from mayros.core.cost import priced
 from mayros.core.keys import new_id
-from mayros.core.models import Credential, Model, key_variables
+from mayros.core.models import Credential, Model
 from mayros.core.ports import ModelRequest, Sampling
 from mayros.core.routing import Settings
 from mayros.errors import GatewayError, StartError, Unavailable
@@ -36,11 +37,9 @@ def ready(settings: Settings, ref: str) -> Model:
     if model is None:
         near = ", ".join(sorted(settings.catalogue.providers))
         raise click.ClickException(f"there is no model {ref!r}: write provider/model, with one of the providers {near}")
-    provider = model.provider
-    needs = provider.base_url.startswith("https://") and provider.id not in settings.config.models.providers
-    if needs and not provider.credentials:
-        way = f"set {key_variables(provider.id)[0]}, or mayros setup --provider {provider.id}"
-        raise click.ClickException(f"{ref}: there is no key for {provider.id}: {way}")
+    way = key_wanted(settings, model.provider)
+    if way is not None:
+        raise click.ClickException(f"{ref}: there is no key for {model.provider.id}: {way}")
     return model
 
 

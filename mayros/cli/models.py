@@ -5,7 +5,6 @@ Imports config, core types and providers.embedded; the trial of a model is in mo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,13 @@ import click
 
 from mayros.cli.place import Place, here
 from mayros.cli.remote import Remote, gateway_options
+from mayros.cli.show import print_json, table
 from mayros.core.models import EMBEDDED, key_variables
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from mayros.core.models import Model
+    from mayros.core.models import Model, Provider
     from mayros.core.routing import Settings
 
 
@@ -35,7 +35,7 @@ def list_models(ctx: click.Context, everything: bool, as_json: bool) -> None:
     """List the models that can be used: context window, prices per million tokens (input/output), and the agents that ask them."""
     rows = inventory(here(ctx))
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows, 2)
         return
     shown = [row for row in rows if everything or row["usable"] or row["agents"]]
     width = max((len(row["ref"]) for row in shown), default=0)
@@ -99,9 +99,15 @@ def _state(settings: Settings, model: Model) -> tuple[bool, str]:
     if provider.credentials:
         keys = len(provider.credentials)
         return True, "ready" if keys == 1 else f"ready, {keys} keys"
-    if provider.id in settings.config.models.providers or not provider.base_url.startswith("https://"):
-        return provider.id in settings.config.models.providers, "ready, without a key"
-    return False, f"no API key: set {key_variables(provider.id)[0]}, or mayros setup --provider {provider.id}"
+    way = key_wanted(settings, provider)
+    return (False, f"no API key: {way}") if way is not None else (provider.id in settings.config.models.providers, "ready, without a key")
+
+
+def key_wanted(settings: Settings, provider: Provider) -> str | None:
+    """What to do about the key that a provider has not and cannot be asked without; None: it has one, or none is needed."""
+    if provider.credentials or provider.id in settings.config.models.providers or not provider.base_url.startswith("https://"):
+        return None
+    return f"set {key_variables(provider.id)[0]}, or mayros setup --provider {provider.id}"
 
 
 @models.command("set")
@@ -166,7 +172,7 @@ def test(ctx: click.Context, refs: tuple[str, ...], live: bool, timeout: float, 
 
     rows = try_models(here(ctx), refs, live, timeout)
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows, 2)
     else:
         for row in rows:
             said = f"{row['detail']}" if row["ok"] else f"FAILED: {row['detail']}"
@@ -182,7 +188,6 @@ def test(ctx: click.Context, refs: tuple[str, ...], live: bool, timeout: float, 
 def status(remote: Remote) -> None:
     """Show how the providers of a running gateway do: which are not asked, and which keys rest, until when and why."""
     from mayros.cli.model_status import COLUMNS, rows
-    from mayros.cli.show import print_json, table
 
     payload = remote.call("models.status")
     if remote.json:

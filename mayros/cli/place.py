@@ -1,6 +1,6 @@
 """Where a command finds things: the environment, the state directory, the configuration and the gateway to talk to.
 
-Imports config and net when a command asks; click for the errors. Tests pass a `Place` of their own as click's `obj`.
+Imports config, net and storage when a command asks; click for the errors. Tests pass a `Place` of their own as click's `obj`.
 """
 
 from __future__ import annotations
@@ -27,15 +27,10 @@ Connect = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def _connect() -> Connect:
-    from importlib.metadata import PackageNotFoundError, version
-
+    from mayros.net.version import program_version
     from mayros.ws.client import connect
 
-    try:
-        own = version("mayros-gateway")
-    except PackageNotFoundError:
-        # Run from its tree, not installed.
-        own = "dev"
+    own = program_version()
 
     def connecting(*args: Any, **options: Any) -> Coroutine[Any, Any, Any]:
         return connect(*args, version=own, **options)
@@ -84,6 +79,11 @@ class Place:
             return None
 
     @property
+    def home(self) -> str:
+        """This user's home directory."""
+        return self.environ.get("HOME") or os.path.expanduser("~")
+
+    @property
     def state_dir(self) -> str:
         """The state directory's path; it need not exist."""
         from mayros.config.load import state_dir
@@ -102,6 +102,19 @@ class Place:
         from mayros.config.load import load
 
         return load(self.config_path, self.environ, state_dir=self.state_dir, cwd=os.getcwd(), strict=strict)
+
+    def store_url(self, loaded: Loaded) -> str:
+        """The URL of the store that the configuration means, as it is written."""
+        from mayros.storage.engine import default_url
+
+        return loaded.config.session.store or default_url(self.state_dir)
+
+    def store_path(self, loaded: Loaded) -> str | None:
+        """The file of that store where it is one of SQLite; None: it is in PostgreSQL. Raises StartError."""
+        from mayros.storage.engine import parse_url
+
+        url = parse_url(self.store_url(loaded))
+        return str(url.database) if url.get_backend_name() == "sqlite" else None
 
     def settings(self, loaded: Loaded) -> Settings:
         """What the configuration means: agents, models, sessions."""

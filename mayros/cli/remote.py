@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from mayros.cli.place import Place, Target, checked, here, read_token, target
+from mayros.cli.show import record
 from mayros.errors import StartError
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def refusals(to: Target) -> Iterator[None]:
 
 
 def _refuse(to: Target, failure: CallFailed) -> NoReturn:
-    details = failure.details if isinstance(failure.details, dict) else {}
+    details = record(failure.details)
     hint = ""
     if failure.message.startswith("Cannot reach") and to.own:
         hint = " (is it running? `mayros gateway run` starts one)"

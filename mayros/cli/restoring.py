@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mayros.cli.backup import FILES, FOLDERS, WORKSPACES, store_path
+from mayros.cli.backup import FILES, FOLDERS, WORKSPACES
 from mayros.cli.place import Place
 from mayros.cli.show import cell
 from mayros.errors import ConfigError, StartError
@@ -107,7 +107,7 @@ class Restoring:
             yield from self._state()
         if os.path.exists(self._store):
             # Where it belongs, by the configuration that will be in force.
-            path = store_path(self._place, self._loaded or self._place.load())
+            path = self._place.store_path(self._loaded or self._place.load())
             if path is None:
                 raise self._unfit("the configuration has its store in PostgreSQL, and the archive has one of SQLite")
             yield Move(self._store, path, BESIDE)

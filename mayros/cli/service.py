@@ -43,7 +43,7 @@ class Service:
             environ["MAYROS_CONFIG_PATH"] = self.host.path(f"/etc/mayros/{name}.json")
             environ["MAYROS_STATE_DIR"] = self.host.path(f"/var/lib/mayros{f'-{instance}' if instance else ''}")
         elif instance:
-            state = os.path.join(environ.get("HOME") or os.path.expanduser("~"), f".mayros-{instance}")
+            state = os.path.join(place.home, f".mayros-{instance}")
             environ.update(MAYROS_STATE_DIR=state, MAYROS_CONFIG_PATH=os.path.join(state, "mayros.json"))
         environ.pop("MAYROS_GATEWAY_PORT", None)
         #: As the service sees it.
@@ -54,7 +54,7 @@ class Service:
         """Where its units are."""
         if self.system:
             return self.host.path("/etc/systemd/system")
-        config = self.place.environ.get("XDG_CONFIG_HOME") or os.path.join(self.place.environ.get("HOME") or os.path.expanduser("~"), ".config")
+        config = self.place.environ.get("XDG_CONFIG_HOME") or os.path.join(self.place.home, ".config")
         return os.path.join(config, "systemd", "user")
 
     def plan(self, port: int | None = None) -> Plan:
@@ -75,8 +75,10 @@ class Service:
     @property
     def units(self) -> tuple[str, str]:
         """Its socket and its service."""
-        stem = f"mayros-gateway@{self.instance}" if self.instance else "mayros-gateway"
-        return f"{stem}.socket", f"{stem}.service"
+        from mayros.ops.units import stem
+
+        name = stem(self.instance)
+        return f"{name}.socket", f"{name}.service"
 
     def installed(self, name: str) -> str | None:
         """The text of an installed unit."""
@@ -85,6 +87,10 @@ class Service:
                 return file.read()
         except FileNotFoundError:
             return None
+
+    def outdated(self) -> list[str]:
+        """The installed units that differ from what would be written now."""
+        return [name for name, text in self.plan().texts().items() if self.installed(name) not in (None, text)]
 
     def files(self) -> list[str]:
         """The units that are there, ours and others."""
@@ -195,7 +201,7 @@ def uninstall(service: Service) -> None:
 def start(service: Service) -> None:
     """Start the service, and wait until it is ready."""
     service.need()
-    service.host.run(["systemctl", *([] if service.system else ["--user"]), "reset-failed", *service.units])
+    service.host.manager(service.system, "reset-failed", *service.units)
     service.host.systemctl(service.system, "start", *service.units)
     click.echo(f"Started: {service.units[1]}")
 
@@ -215,7 +221,7 @@ def stop(service: Service) -> None:
 def restart(service: Service) -> None:
     """Restart the service. Its port stays open: who connects meanwhile waits, and is answered by the new process."""
     service.need()
-    service.host.run(["systemctl", *([] if service.system else ["--user"]), "reset-failed", *service.units])
+    service.host.manager(service.system, "reset-failed", *service.units)
     service.host.systemctl(service.system, "restart", service.units[1])
     click.echo(f"Restarted: {service.units[1]}")
 

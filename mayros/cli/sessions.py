@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mayros.cli.remote import Remote, gateway_options
-from mayros.cli.show import ago, cell, clean, print_json, records, table
+from mayros.cli.show import ago, cell, clean, print_json, record, records, table
 
 
 @click.group()
@@ -45,7 +45,7 @@ def list_sessions(remote: Remote, agent_id: str | None, search: str | None, acti
 def show(remote: Remote, key: str, limit: int) -> None:
     """Show the newest messages of the conversation KEY, oldest first."""
     payload = remote.call("chat.history", {"sessionKey": key, "limit": limit})
-    history: dict[str, Any] = payload if isinstance(payload, dict) else {}
+    history = record(payload)
     if not history.get("sessionId"):
         raise click.ClickException(f"there is no session {key!r}: see mayros sessions list")
     if remote.json:

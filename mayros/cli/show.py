@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -72,6 +73,11 @@ def ago(when_ms: object, now_ms: int | None = None) -> str:
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     seconds = max(0, int((now - when_ms) // 1000))
     return next((f"{seconds // size}{unit} ago" for size, unit in _UNITS if seconds >= size), "now")
+
+
+def record(value: object) -> dict[str, Any]:
+    """An object that a gateway sent; an empty one where it is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def records(value: object) -> list[dict[str, object]]:

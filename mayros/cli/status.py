@@ -8,7 +8,7 @@ import click
 
 from mayros.cli.model_status import rows as provider_rows
 from mayros.cli.remote import Remote, gateway_options
-from mayros.cli.show import ago, cell, print_json, records
+from mayros.cli.show import ago, cell, print_json, record, records
 
 if TYPE_CHECKING:
     from mayros.ws.connection import Connection
@@ -25,10 +25,10 @@ def status(remote: Remote) -> None:
     async def ask(connection: Connection) -> dict[str, Any]:
         whole = await connection.request("status", {}, timeout=remote.timeout)
         models = await connection.request("models.status", {}, timeout=remote.timeout)
-        return {**(whole if isinstance(whole, dict) else {}), "models": models}
+        return {**record(whole), "models": models}
 
     found = remote.talk(ask)
-    gateway = _part(found, "gateway")
+    gateway = record(found.get("gateway"))
     if remote.json:
         print_json(found)
     else:
@@ -40,8 +40,8 @@ def status(remote: Remote) -> None:
 
 def screen(found: dict[str, Any], url: str) -> list[str]:
     """The lines."""
-    gateway, sessions, config = _part(found, "gateway"), _part(found, "sessions"), _part(found, "config")
-    doors, runs, store = _part(gateway, "doors"), _part(gateway, "runs"), _part(gateway, "store")
+    gateway, sessions, config = record(found.get("gateway")), record(found.get("sessions")), record(found.get("config"))
+    doors, runs, store = record(gateway.get("doors")), record(gateway.get("runs")), record(gateway.get("store"))
     ready = f"NOT READY: {cell(gateway['notReady'])}" if gateway.get("notReady") else "ready"
     made = [
         _row("gateway", f"{cell(gateway.get('version'))} at {cell(url)}, up {lasting(gateway.get('uptimeMs'))}, {ready}"),
@@ -101,8 +101,3 @@ def lasting(milliseconds: object) -> str:
         if seconds >= size:
             return f"{seconds // size}{unit} {seconds % size // small}{below}"
     return f"{seconds}s"
-
-
-def _part(found: dict[str, Any], name: str) -> dict[str, Any]:
-    part = found.get(name)
-    return part if isinstance(part, dict) else {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mayros.cli.remote import Remote, gateway_options, idle
-from mayros.cli.show import ago, cell, print_json, records, table
+from mayros.cli.show import ago, cell, print_json, record, records, table
 
 if TYPE_CHECKING:
     from mayros.core.api_tokens import ApiTokens
@@ -177,8 +177,7 @@ def _call(remote: Remote, method: str, params: dict[str, object]) -> Mapping[str
     """The answer of the gateway that the options mean, or of the store of this machine's where it does not run."""
     state = None if remote.elsewhere else idle(remote)
     if state is None:
-        answer = remote.call(method, params)
-        return answer if isinstance(answer, dict) else {}
+        return record(remote.call(method, params))
     try:
         return _in_store(remote, method, params)
     finally:
@@ -189,11 +188,10 @@ def _in_store(remote: Remote, method: str, params: dict[str, object]) -> Mapping
     """What the gateway's method would answer. The state directory is locked."""
     from mayros.core.api_tokens import ApiTokens
     from mayros.storage.api_tokens import DirectApiTokens, load
-    from mayros.storage.engine import default_url
     from mayros.storage.migrate import open_engine
 
     loaded = remote.place.load()
-    engine = open_engine(loaded.config.session.store or default_url(remote.place.state_dir))
+    engine = open_engine(remote.place.store_url(loaded))
     try:
         register = ApiTokens(DirectApiTokens(engine), _now_ms)
         register.restore(load(engine))

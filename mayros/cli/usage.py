@@ -14,7 +14,7 @@ import click
 
 from mayros.cli.place import Place
 from mayros.cli.remote import Remote, gateway_options
-from mayros.cli.show import cell, print_json, records, table
+from mayros.cli.show import cell, print_json, record, records, table
 from mayros.errors import StartError
 
 BAR = 24
@@ -57,8 +57,7 @@ def usage(remote: Remote, by: str, since: date, local: bool) -> None:
     if local and remote.elsewhere:
         raise click.UsageError("--local reads this machine's store: leave out --url and the secrets")
     asked = {"startDate": since.isoformat(), "limit": MOST_SESSIONS}
-    answer = _local(remote.place, since.isoformat()) if local else remote.call("sessions.usage", asked)
-    answer = answer if isinstance(answer, dict) else {}
+    answer = _local(remote.place, since.isoformat()) if local else record(remote.call("sessions.usage", asked))
     rows = _ROWS[by](answer)
     if remote.json:
         print_json({"by": by, "since": since.isoformat(), "until": _today(), "rows": rows, "totals": answer.get("totals")})
@@ -73,14 +72,12 @@ def _local(place: Place, since: str) -> Answer:
     from mayros.core.usage import daily, models, named, totals
     from mayros.core.usage_ports import UsageQuery
     from mayros.net.statedir import StateDir
-    from mayros.storage.engine import default_url, parse_url
     from mayros.storage.migrate import open_engine
     from mayros.storage.usage import sums
 
     loaded = place.load()
-    url = loaded.config.session.store or default_url(place.state_dir)
-    parsed = parse_url(url)
-    if not os.path.isdir(place.state_dir) or (parsed.get_backend_name() == "sqlite" and not os.path.exists(str(parsed.database))):
+    path = place.store_path(loaded)
+    if not os.path.isdir(place.state_dir) or (path is not None and not os.path.exists(path)):
         return {}
     state = StateDir.open(place.state_dir)
     try:
@@ -88,7 +85,7 @@ def _local(place: Place, since: str) -> Answer:
     except StartError as failure:
         raise StartError(f"{failure}; leave out --local to ask the gateway that is running", failure.status) from failure
     query = UsageQuery(since, _today())
-    engine = open_engine(url)
+    engine = open_engine(place.store_url(loaded))
     try:
         with engine.connect() as connection:
             days = sums(connection, ("day",), query)
@@ -115,8 +112,8 @@ def _days(answer: Answer) -> list[dict[str, Any]]:
 
 
 def _sessions(answer: Answer) -> list[dict[str, Any]]:
-    found = [{"key": row.get("key"), "label": row.get("label"), **_totals(row.get("usage"))} for row in records(answer.get("sessions"))]
-    rest = _totals(_aggregates(answer).get("withoutSession"))
+    found = [{"key": row.get("key"), "label": row.get("label"), **record(row.get("usage"))} for row in records(answer.get("sessions"))]
+    rest = record(_aggregates(answer).get("withoutSession"))
     return [*found, {"key": "", **rest}] if _number(rest, "turns") else found
 
 
@@ -125,7 +122,7 @@ def _aggregated(group: str) -> Callable[[Answer], list[dict[str, Any]]]:
 
     def rows(answer: Answer) -> list[dict[str, Any]]:
         found = records(_aggregates(answer).get(group))
-        return [{**{name: value for name, value in row.items() if name != "totals"}, **_totals(row.get("totals"))} for row in found]
+        return [{**{name: value for name, value in row.items() if name != "totals"}, **record(row.get("totals"))} for row in found]
 
     return rows
 
@@ -140,11 +137,7 @@ _ROWS: dict[str, Callable[[Answer], list[dict[str, Any]]]] = {
 
 
 def _aggregates(answer: Answer) -> Answer:
-    return _totals(answer.get("aggregates"))
-
-
-def _totals(value: object) -> Answer:
-    return value if isinstance(value, dict) else {}
+    return record(answer.get("aggregates"))
 
 
 def _show(by: str, rows: Sequence[dict[str, Any]], since: date, totals: object) -> None:
@@ -155,9 +148,9 @@ def _show(by: str, rows: Sequence[dict[str, Any]], since: date, totals: object) 
     measure = "totalCost" if any(_number(row, "totalCost") for row in rows) else "totalTokens"
     most = max((_number(row, measure) for row in rows), default=0)
     lines = [(*_line(_name(by, row), row), *([bar(_number(row, measure), most)] if terminal else ())) for row in rows]
-    lines.append((*_line("total", _totals(totals)), *([""] if terminal else ())))
+    lines.append((*_line("total", record(totals)), *([""] if terminal else ())))
     table((by, "runs", "input", "cached", "output", "cost", *([""] if terminal else ())), lines, terminal)
-    missing = _number(_totals(totals), "missingCostEntries")
+    missing = _number(record(totals), "missingCostEntries")
     if missing and measure == "totalCost":
         click.echo(f"{missing:,.0f} answers came from models without a price and are not in the cost.")
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -231,9 +232,9 @@ class ConfigFile:
         if old.secret != new.secret and not any(path.startswith("gateway.auth.") for path in hot):
             hot += ("gateway.auth (secret)",)
         told = restart != self.state.restart
-        self._count("ok" if hot or told else "unchanged", restart=restart, problem=None, problem_at_ms=None)
+        loaded_at_ms = (new if hot else old).loaded_at_ms
+        self._count("ok" if hot or told else "unchanged", loaded_at_ms=loaded_at_ms, restart=restart, problem=None, problem_at_ms=None)
         if hot:
-            self.state = ConfigState(new.loaded_at_ms, restart, reloads=self.state.reloads)
             self.current = new
             for callback in tuple(self._callbacks):
                 with log.failuresHandled("while telling of a new configuration"):
@@ -245,10 +246,8 @@ class ConfigFile:
         return applied
 
     def _count(self, outcome: str, **changes: Any) -> None:
-        before = self.state
-        reloads = {**before.reloads, outcome: before.reloads.get(outcome, 0) + 1}
-        known = {"loaded_at_ms": before.loaded_at_ms, "restart": before.restart, "reloads": reloads}
-        self.state = ConfigState(**{**known, **changes})
+        before = self.state.reloads
+        self.state = msgspec.structs.replace(self.state, reloads={**before, outcome: before.get(outcome, 0) + 1}, **changes)
 
     def _invalid(self, error: StartError) -> InvalidConfig:
         text = self._redact(str(error))

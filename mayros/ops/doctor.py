@@ -77,7 +77,7 @@ def examine(subject: Subject, chosen: Iterable[Check]) -> Report:
         try:
             found += check(subject)
         except (OSError, StartError) as error:
-            why = " ".join((error.strerror if isinstance(error, OSError) and error.strerror else str(error)).split())
+            why = " ".join(_why(error).split())
             found.append(Finding("doctor.unchecked", "warn", f"{check.__name__.replace('_', ' ')}: could not be checked ({why})", "mend that first"))
     return Report(tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))))
 
@@ -92,5 +92,9 @@ def mend(report: Report) -> tuple[Sequence[str], Sequence[str]]:
         try:
             done.append(finding.repair())
         except (OSError, StartError) as error:
-            failed.append(f"{finding.id}: {error.strerror if isinstance(error, OSError) and error.strerror else error} ({finding.remedy})")
+            failed.append(f"{finding.id}: {_why(error)} ({finding.remedy})")
     return done, failed
+
+
+def _why(error: OSError | StartError) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

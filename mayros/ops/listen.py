@@ -170,10 +170,12 @@ class Listeners:
 
     def judge(self, auth_mode: str) -> None:
         """Refuse to serve beyond this machine without authentication."""
+        if auth_mode != "none":
+            return
         for host in self.hosts:
-            if auth_mode == "none" and not ip_address(host.partition("%")[0]).is_loopback:
+            if not ip_address(host.partition("%")[0]).is_loopback:
                 raise StartError(f"Refusing to listen on {host} with gateway.auth.mode none: set a token or a password, or bind to loopback.")
-        for path in self._open_to_others if auth_mode == "none" else ():
+        for path in self._open_to_others:
             raise StartError(f"Refusing to listen on {path}, which every user can connect to, with gateway.auth.mode none: give it SocketMode=0600.")
 
     @property

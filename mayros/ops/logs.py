@@ -70,7 +70,7 @@ class LineObserver:
     def use(self, level: str, style: str, console_level: str | None = None) -> None:
         """Another `logging.level`, `logging.consoleStyle` and `logging.consoleLevel`."""
         self._level, self._console, self._style = LEVELS[level], LEVELS[console_level or level], style
-        self._lowest = self._console if self._file is None else min(self._level, self._console)
+        self.keep(self._file)
 
     def keep(self, file: Sink | None) -> None:
         """Write to this file as well from now on; None: to none."""

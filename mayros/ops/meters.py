@@ -81,8 +81,8 @@ class Histogram:
 
     def _begin(self, values: tuple[str, ...]) -> Sequence[str]:
         """How the lines of these labels begin: the intervals, the sum, the count."""
-        inside = ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(self._labels, values, strict=True))
-        before, around = (f"{inside}," if inside else ""), (f"{{{inside}}}" if inside else "")
+        inside, around = _inside(self._labels, values), _labels(self._labels, values)
+        before = f"{inside}," if inside else ""
         buckets = [f"{self.name}_bucket{{{before}{shown}}} " for shown in self._shown]
         return (*buckets, f"{self.name}_sum{around} ", f"{self.name}_count{around} ")
 
@@ -152,9 +152,11 @@ def _head(name: str, about: str, kind: str) -> str:
 
 
 def _labels(names: Sequence[str], values: Sequence[str]) -> str:
-    if not names:
-        return ""
-    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True)) + "}"
+    return f"{{{_inside(names, values)}}}" if names else ""
+
+
+def _inside(names: Sequence[str], values: Sequence[str]) -> str:
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True))
 
 
 def _escaped(value: str) -> str:

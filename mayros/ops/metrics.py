@@ -7,8 +7,9 @@ No session, user, run or address is in a label; models, tools and methods only a
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Any, Protocol, get_args
 
@@ -33,7 +34,7 @@ from mayros.events import (
     ToolStarted,
     Usage,
 )
-from mayros.ops.meters import Counter, Gathered, Histogram, Registry, each, one
+from mayros.ops.meters import Counter, Gathered, Histogram, Registry, Sample, each, one
 
 OTHER = "other"
 LAG_SECONDS = 0.5
@@ -106,7 +107,7 @@ class Metrics:
         self._lag_due = 0.0
         self._lagging = LoopingCall(self._lag)
         self._lagging.clock = clock  # type: ignore[assignment]
-        info = (version, ".".join(map(str, os.sys.version_info[:3])), _twisted())  # type: ignore[attr-defined]
+        info = (version, ".".join(map(str, sys.version_info[:3])), _twisted())
         self.gauge("mayros_build_info", "What runs.", lambda: ((info, 1),), ("version", "python", "twisted"))
         self._http = Counter(make, "mayros_http_requests_total", "HTTP requests that were answered.", ("route", "method", "code"))
         self._http_seconds = Histogram(
@@ -144,13 +145,13 @@ class Metrics:
             Gathered(make, name, about, one(read), kind=kind)
         self.counted("mayros_metrics_series_dropped_total", "Values without a place among the series.", one(lambda: make.dropped))
 
-    def gauge(self, name: str, about: str, read: Callable[[], object], labels: tuple[str, ...] = ()) -> None:
+    def gauge(self, name: str, about: str, read: Callable[[], Iterable[Sample]], labels: tuple[str, ...] = ()) -> None:
         """One more value that is read when somebody asks; see meters.Gathered."""
-        Gathered(self.registry, name, about, read, labels)  # type: ignore[arg-type]
+        Gathered(self.registry, name, about, read, labels)
 
-    def counted(self, name: str, about: str, read: Callable[[], object], labels: tuple[str, ...] = ()) -> None:
+    def counted(self, name: str, about: str, read: Callable[[], Iterable[Sample]], labels: tuple[str, ...] = ()) -> None:
         """The same for one that only grows."""
-        Gathered(self.registry, name, about, read, labels, "counter")  # type: ignore[arg-type]
+        Gathered(self.registry, name, about, read, labels, "counter")
 
     def start(self) -> None:
         """Measure the reactor's lag from now on."""

@@ -112,7 +112,6 @@ class Reloader:
         """Whether a file is another one than was read; `found`: what there was the last time, and was."""
         known = self._control.files
         now = stamps(known)
-        wait = POLL_SECONDS
         gone = now.get(self._control.current.config_path) is None
         if not self._reading and now != known and not (gone and known.get(self._control.current.config_path) is not None):
             if self._mode == "off":
@@ -120,10 +119,9 @@ class Reloader:
             elif now == found:
                 self._read()
             else:
-                wait = max(self._reload.debounce_ms / 1000, 0.01)
-                self._timer = self._clock.callLater(wait, self._look, now)
+                self._timer = self._clock.callLater(max(self._reload.debounce_ms / 1000, 0.01), self._look, now)
                 return
-        self._timer = self._clock.callLater(wait, self._look)
+        self._timer = self._clock.callLater(POLL_SECONDS, self._look)
 
     def _say_off(self, now: Mapping[str, Stamp]) -> None:
         if now != self._ignored:

@@ -99,7 +99,7 @@ class Manager:
 
 
 def scrub(environ: MutableMapping[str, str]) -> None:
-    """Take the manager's words out of the environment that children inherit, and keep the passed sockets from them."""
+    """Take the manager's words out of the environment that children inherit."""
     for name in VARIABLES:
         environ.pop(name, None)
 

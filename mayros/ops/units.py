@@ -23,6 +23,11 @@ _MARKER = re.compile(r"@([A-Z_]+)@")
 _UNFIT = re.compile(r'["\\$\x00-\x1f\x7f]')
 
 
+def stem(instance: str | None) -> str:
+    """How the names of a service's units begin."""
+    return f"mayros-gateway@{instance}" if instance else "mayros-gateway"
+
+
 class Plan(msgspec.Struct, frozen=True):
     """One service. `program` is the `mayros` that it runs, `listen` the addresses of its socket; `config` and `state` are a user's."""
 
@@ -37,16 +42,12 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def service(self) -> str:
         """The unit that is started."""
-        return f"{self._stem}.service"
+        return f"{stem(self.instance)}.service"
 
     @property
     def socket(self) -> str:
         """The unit that holds its port."""
-        return f"{self._stem}.socket"
-
-    @property
-    def _stem(self) -> str:
-        return f"mayros-gateway@{self.instance}" if self.instance else "mayros-gateway"
+        return f"{stem(self.instance)}.socket"
 
     @property
     def names(self) -> tuple[str, str]:

@@ -79,10 +79,11 @@ def store_read_by_others(subject: Subject) -> Iterator[Finding]:
 
 def tls_key_private(subject: Subject) -> Iterator[Finding]:
     """The TLS key is its owner's only."""
-    path = subject.gateway.tls.key_path
-    mode = None if not path else _mode(_from_state(subject, path))
-    if path and mode is not None and mode & 0o077:
-        path = _from_state(subject, path)
+    if not subject.gateway.tls.key_path:
+        return
+    path = _from_state(subject, subject.gateway.tls.key_path)
+    mode = _mode(path)
+    if mode is not None and mode & 0o077:
         text = f"other users may read the TLS key {path} (mode {mode:o}), and stand between the gateway and its clients"
         yield Finding("tls.key-readable-by-others", "critical", text, f"chmod 600 {path}, and make a new key", _close(path, 0o077))
 

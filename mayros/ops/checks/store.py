@@ -86,9 +86,11 @@ def administrators_used(subject: Subject) -> Iterator[Finding]:
 
 def no_old_copies(subject: Subject) -> Iterator[Finding]:
     """No copies of migrations and restores take room."""
+    from mayros.storage.backup import BESIDE
+
     if subject.store is None:
         return
-    found = sorted(path for path in glob.glob(glob.escape(subject.store) + ".before-*") if not path.endswith(("-wal", "-shm", "-journal")))
+    found = sorted(path for path in glob.glob(glob.escape(subject.store) + ".before-*") if not path.endswith(BESIDE))
     if found:
         size = sum(os.path.getsize(path) for path in found) >> 20
         text = f"copies of the store from before migrations or restores ({size} MB): {', '.join(found)}"
