@@ -11,8 +11,8 @@ from bench.measure import Effort, Failures, Row, own
 from bench.rig import Rig
 from mayros.config.schema import Config
 from mayros.core.address import Address, AddressRules
-from mayros.core.api_tokens import ApiTokens, secret_digest
-from mayros.core.auth import Authenticator
+from mayros.core.api_tokens import ApiTokens
+from mayros.core.auth import Authenticator, secret_digest
 from mayros.core.quota import Quotas
 from mayros.core.spending import Spending
 from mayros.core.token_ports import ApiToken

@@ -72,7 +72,7 @@ class Doors:
         site.limit(limits.body_timeout_ms / 1000, limits.header_timeout_ms / 1000)
         site.bodies.total = limits.body_budget
         site.connections.total, site.connections.per_key = self.max_connections, limits.max_connections_per_address
-        conversations.budget.total, conversations.budget.each = limits.send_budget, min(MAX_BUFFERED, limits.send_budget)
+        conversations.budget.limit(limits.send_budget, MAX_BUFFERED)
         if before.secret != settings.secret:
             conversations.let_in.end("secret")
         if (old.auth.trusted_proxy, old.trusted_proxies) != (new.auth.trusted_proxy, new.trusted_proxies):

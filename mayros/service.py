@@ -11,7 +11,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn, cast
 
 import msgspec
@@ -30,6 +29,7 @@ from mayros.net.fetch import Fetcher
 from mayros.net.pdf import PdfTexts
 from mayros.net.redact import Redactor
 from mayros.net.statedir import StateDir, raise_open_files
+from mayros.net.version import program_version
 from mayros.ops.health import Health
 from mayros.ops.listen import Listeners, configured, parse_endpoint
 from mayros.ops.logs import console
@@ -50,14 +50,6 @@ log = Logger()
 
 #: Descriptors kept for files, the store and the model.
 RESERVED_FILES = 128
-
-
-def program_version() -> str:
-    """The installed version."""
-    try:
-        return version("mayros-gateway")
-    except PackageNotFoundError:
-        return "dev"
 
 
 def connections_for(files: int, runs: int) -> int:
@@ -172,8 +164,6 @@ class Gateway(MultiService):
             self.state.make_token()
             secret = resolve(config, environ, self.state.token())
             log.info("a new token was written to {path}", path=self.state.join("gateway-token"))
-        if secret.mode == "password" and not secret.value:
-            raise StartError("gateway.auth.mode is password, but no password is set: gateway.auth.password or MAYROS_GATEWAY_PASSWORD.")
         return secret
 
     def _build_doors(self, files: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 
+from mayros.core.pause import pause
 from mayros.core.ports import Clock, Door
 from mayros.core.runs import LocalRuns
 
@@ -99,7 +100,7 @@ class Stopping:
         self._tell(said, self._grace + 2 * ABORT_SECONDS + LINGER_SECONDS + CLOSE_SECONDS)
         await self._close_ports()
         self._broadcaster.announce("service restart", None)
-        await self._pause(LAST_READ_SECONDS)
+        await pause(self._clock, LAST_READ_SECONDS)
         site.close_idle(new=False)
         await self._finished(began)
         runs.drain()
@@ -119,15 +120,13 @@ class Stopping:
         """Until nobody waits for anything, for the grace at most."""
         end = began + self._grace
         first = min(began + FIRST_REQUEST_SECONDS, end)
-        await self._wait(lambda: self._hurried or not (self._runs.live() or self._site.pending), first)
+        await self._wait(self._done, first)
         self._site.close_idle(new=True)
-        await self._wait(lambda: self._hurried or not (self._runs.live() or self._site.pending), end)
+        await self._wait(self._done, end)
+
+    def _done(self) -> bool:
+        return self._hurried or not (self._runs.live() or self._site.pending)
 
     async def _wait(self, done: Callable[[], bool], until: float) -> None:
         while not done() and self._clock.seconds() < until:
-            await self._pause(LOOK_SECONDS)
-
-    def _pause(self, seconds: float) -> Deferred[None]:
-        over: Deferred[None] = Deferred()
-        self._clock.callLater(seconds, over.callback, None)
-        return over
+            await pause(self._clock, LOOK_SECONDS)

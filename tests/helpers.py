@@ -305,6 +305,28 @@ class FakeIdempotency:
         del self.kept[claim.scope, claim.key]
 
 
+class SlowIdempotency(FakeIdempotency):
+    """Keys whose claims wait for `go`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[Deferred[None]] = []
+        self.broken = False
+
+    async def begin(self, scope: str, key: str, digest: bytes, run_id: str, keep_seconds: float) -> New | Live | Done | Conflict:
+        waiter: Deferred[None] = Deferred()
+        self.waiting.append(waiter)
+        await waiter
+        if self.broken:
+            raise StorageUnavailable
+        return await super().begin(scope, key, digest, run_id, keep_seconds)
+
+    def go(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for waiter in waiting:
+            waiter.callback(None)
+
+
 class FakeTool:
     """A tool that does what the test says. `answer`: a text, a ToolResult, an error, or a function of arguments and context that gives one of these
     (or a coroutine of one); None: it works until `end` or a cancel. `calls` are the arguments it was called with, `cancelled` how many calls were."""

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.core.api_tokens import ApiTokens, Wanted, principal_of, secret_digest, shown
+from mayros.core.api_tokens import ApiTokens, Wanted, principal_of, shown
+from mayros.core.auth import secret_digest
 from mayros.core.keys import SessionKey
 from mayros.core.ports import Principal
 from mayros.core.quota import Quota, Quotas, TooManyRequests, quota_headers, span

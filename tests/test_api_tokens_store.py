@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from mayros.core.api_tokens import ApiTokens, Wanted, secret_digest
+from mayros.core.api_tokens import ApiTokens, Wanted
+from mayros.core.auth import secret_digest
 from mayros.core.keys import SessionKey
 from mayros.core.session_ports import EntryMeta, SessionQuery
 from mayros.core.token_ports import ApiToken

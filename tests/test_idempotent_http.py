@@ -10,17 +10,16 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.journal import Journals
 from mayros.core.liverun import GRACE_SECONDS
-from mayros.core.ports import Conflict, Done, Live, New, RunResult
-from mayros.errors import RunAborted, StorageUnavailable, UpstreamError
+from mayros.core.ports import RunResult
+from mayros.errors import RunAborted, UpstreamError
 from mayros.events import TextDelta
 from mayros.web.shared import KEPT_SECONDS, KEPT_STREAMS
 from mayros.web.sse import START_SECONDS
-from tests.helpers import Answer, Client, FakeIdempotency, FakeTool, Harness, HarnessCase, chat, post
+from tests.helpers import Answer, Client, FakeTool, Harness, HarnessCase, SlowIdempotency, chat, post
 from tests.test_ws import World, agent_params, ask, tell
 
 settings.register_profile("keys", derandomize="CI" in os.environ, deadline=None, database=None)
@@ -95,7 +94,7 @@ class Keys(KeyedCase):
 
     def test_claimed_before_the_run(self) -> None:
         """The key is on disk before the model is asked, under the caller and the route."""
-        slow = self.one.api._keys = SlowKeys()
+        slow = self.one.api._keys = SlowIdempotency()
         client = self.dial()
         self.assertEqual((self.asked(), len(slow.waiting)), (0, 1))
         slow.go()
@@ -176,34 +175,12 @@ class Keys(KeyedCase):
             self.assertEqual(client.answer().json["choices"][0]["message"]["content"], name)
 
 
-class SlowKeys(FakeIdempotency):
-    """Keys whose claims wait for `go`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiting: list[Deferred[None]] = []
-        self.broken = False
-
-    async def begin(self, scope: str, key: str, digest: bytes, run_id: str, keep_seconds: float) -> New | Live | Done | Conflict:
-        waiter: Deferred[None] = Deferred()
-        self.waiting.append(waiter)
-        await waiter
-        if self.broken:
-            raise StorageUnavailable
-        return await super().begin(scope, key, digest, run_id, keep_seconds)
-
-    def go(self) -> None:
-        waiting, self.waiting = self.waiting, []
-        for waiter in waiting:
-            waiter.callback(None)
-
-
 class WhileClaiming(KeyedCase):
     """The key is on its way to the disk."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.keys = self.one.api._keys = self.one.runs._idempotency = self.one.store.keys = SlowKeys()
+        self.keys = self.one.api._keys = self.one.runs._idempotency = self.one.store.keys = SlowIdempotency()
 
     def test_a_repeat_meanwhile(self) -> None:
         """There is one run, and both get its answer."""

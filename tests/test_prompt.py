@@ -5,10 +5,11 @@ from __future__ import annotations
 import hypothesis
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.bounds import fitted, size
-from mayros.core.prompt import Prompter, cut, stable_part
+from mayros.core.prompt import MOST_KEPT, Prompter, cut, stable_part
 from mayros.core.tokens import estimate, estimate_utf8, most_utf8
 from mayros.core.tool_ports import Tool
 from mayros.core.workspace_ports import Skill, WorkspaceFile
@@ -67,6 +68,13 @@ class PromptTests(SynchronousTestCase):
         first = prompter.system(AGENT, files, MODEL, "")
         self.assertIs(prompter.system(AGENT, files, MODEL, ""), first)
         self.assertIn("Eve.", prompter.system(AGENT, (file("USER.md", "Eve."),), MODEL, ""))
+
+    def test_sessions_with_models_of_their_own_do_not_fill_the_memory(self) -> None:
+        """Whatever models they choose, so many prompts are kept and no more."""
+        prompter = Prompter()
+        for number in range(MOST_KEPT + 10):
+            prompter.system(AGENT, (), replace(MODEL, id=f"m{number}"), "")
+        self.assertLessEqual(len(prompter._kept), MOST_KEPT)
 
     def test_control_characters_of_paths_stay_out(self) -> None:
         """A path cannot add lines to the prompt."""

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -17,6 +16,7 @@ from mayros.core.config_ports import InvalidConfig
 from mayros.core.routing import Settings
 from mayros.ops.control import ConfigFile
 from mayros.ops.reload import POLL_SECONDS, RESTART_SECONDS, SIGNAL_SECONDS, Reloader
+from tests.test_control import Threads
 
 FILE = '{{gateway: {{mode: "local", port: {port}, reload: {{mode: "{mode}"}}, auth: {{token: "{token}"}}}}, agents: {{list: [{{id: "{agent}"}}]}}}}'
 
@@ -33,7 +33,7 @@ class ReloadCase(SynchronousTestCase):
         self.clock = Clock()
         self.restarts: list[str] = []
         self.told: list[bool] = []
-        self.held: list[Deferred[None]] | None = None
+        self.threads = Threads()
         self.serial = 0
 
     def write(self, text: str | None = None, path: Path | None = None, **values: Any) -> None:
@@ -63,7 +63,7 @@ class ReloadCase(SynchronousTestCase):
             variables=loaded.raw.get("env"),
             secret=self.secret(loaded.config, loaded.environ),
         )
-        self.control = ConfigFile(settings, self.thread, lambda: 2, find_secret=self.secret)
+        self.control = ConfigFile(settings, self.threads, lambda: 2, find_secret=self.secret)
         self.reloader = Reloader(self.control, self.clock, self.restart, self.told.append)
         self.reloader.start()
         self.addCleanup(self.reloader.stop)
@@ -71,13 +71,6 @@ class ReloadCase(SynchronousTestCase):
     @staticmethod
     def secret(config: Config, environ: Any) -> AuthSecret:
         return resolve(config, environ, None)
-
-    def thread(self, function: Any, *args: Any) -> Deferred[Any]:
-        if self.held is None:
-            return maybeDeferred(function, *args)
-        go: Deferred[None] = Deferred()
-        self.held.append(go)
-        return go.addCallback(lambda _: function(*args))
 
     def restart(self, why: str) -> bool:
         self.restarts.append(why)
@@ -212,15 +205,13 @@ class SignalTests(ReloadCase):
     def test_a_hundred(self) -> None:
         """In one second are two readings at most."""
         self.start()
-        self.held = []
+        self.threads.hold()
         for _ in range(100):
             self.reloader.hangup()
             self.clock.advance(0.01)
-            while self.held:
-                self.held.pop(0).callback(None)
+            self.threads.go()
         self.wait(SIGNAL_SECONDS * 3)
-        while self.held:
-            self.held.pop(0).callback(None)
+        self.threads.go()
         self.assertEqual(2, self.reads())
 
     def test_a_bad_file_is_told_to_the_service_manager_too(self) -> None:

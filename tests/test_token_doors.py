@@ -7,7 +7,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.core.api_tokens import Wanted, secret_digest
+from mayros.core.api_tokens import Wanted
+from mayros.core.auth import secret_digest
 from mayros.core.ports import Principal
 from mayros.core.spending import DAY_MS, Spent
 from mayros.events import Usage

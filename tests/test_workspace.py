@@ -10,8 +10,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core.routing import Agent
-from mayros.core.workspace_ports import WorkspaceFile
-from mayros.storage.workspace import BOOTSTRAP, BOOTSTRAP_TEXT, FILES, MAX_BYTES, STARTER_FILES, FileWorkspace, make_workspace, seed
+from mayros.core.workspace_ports import BOOTSTRAP, WorkspaceFile
+from mayros.storage.workspace import BOOTSTRAP_TEXT, FILES, MAX_BYTES, STARTER_FILES, FileWorkspace, make_workspace, seed
 
 
 class Threads:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.core.ports import Claim, Conflict, Done, Live, New
-from mayros.errors import RunAborted, ServerShutdown, StorageUnavailable, Unavailable
+from mayros.core.ports import Claim
+from mayros.errors import RunAborted, ServerShutdown, Unavailable
 from mayros.events import Usage
 from mayros.ws.session import MAX_IN_FLIGHT
-from tests.helpers import FakeIdempotency
+from tests.helpers import FakeIdempotency, SlowIdempotency
 from tests.test_ws import READ, WRITE, World, agent_params, ask, tell
 
 
@@ -259,28 +258,6 @@ class AgentTests(SynchronousTestCase):
         error = ask(self.session, self.link, "agent", agent_params(idempotencyKey="one-more"))["error"]
         self.assertEqual(("UNAVAILABLE", True), (error["code"], error["retryable"]))
         self.session.closed()
-
-
-class SlowIdempotency(FakeIdempotency):
-    """Keys whose claims wait for `go`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiting: list[Deferred[None]] = []
-        self.broken = False
-
-    async def begin(self, scope: str, key: str, digest: bytes, run_id: str, keep_seconds: float) -> New | Live | Done | Conflict:
-        waiter: Deferred[None] = Deferred()
-        self.waiting.append(waiter)
-        await waiter
-        if self.broken:
-            raise StorageUnavailable
-        return await super().begin(scope, key, digest, run_id, keep_seconds)
-
-    def go(self) -> None:
-        waiting, self.waiting = self.waiting, []
-        for waiter in waiting:
-            waiter.callback(None)
 
 
 class ClaimTests(SynchronousTestCase):

@@ -14,8 +14,8 @@ from mayros.errors import Unavailable
 from mayros.messages import Function, Message, ToolCall, pack
 from mayros.ws.methods import commands
 from mayros.ws.methods.chat import clean
+from tests.helpers import SlowIdempotency
 from tests.test_ws import ADMIN, READ, WRITE, World, agent_params, ask, tell
-from tests.test_ws_agent import SlowIdempotency
 
 MAIN = "agent:main:main"
 

@@ -66,8 +66,8 @@ def compose(
     for keys in _changed(file.tree, tree, ()):
         if "$include" in keys:
             raise ConfigError(f"{path}: $include is not changed by programs; edit the file by hand")
-        if (included := reader.source_of(file.tree, keys)) is not None:
-            raise ConfigError(f"{'.'.join(keys)} comes from {included}, which {path} includes; change it there")
+        if (elsewhere := _elsewhere(reader, file.tree, keys)) is not None:
+            raise ConfigError(elsewhere)
     if text is None:
         text = "{}\n" if file.data is None else file.data.decode("utf-8")
     data = rewrite(text, tree, path).encode()
@@ -119,10 +119,14 @@ def _changed(before: Any, after: Any, keys: tuple[str, ...]) -> Iterator[tuple[s
 
 def where(path: str, tree: dict[str, Any], keys: tuple[str, ...]) -> str:
     """Why a value cannot be changed in the file."""
-    included = Reader(path).source_of(tree, keys)
-    if included is None:
-        return f"{'.'.join(keys)} in {path} is not what the gateway read: the file was changed since it was started"
-    return f"{'.'.join(keys)} comes from {included}, which {path} includes; change it there"
+    changed = f"{'.'.join(keys)} in {path} is not what the gateway read: the file was changed since it was started"
+    return _elsewhere(Reader(path), tree, keys) or changed
+
+
+def _elsewhere(reader: Reader, tree: dict[str, Any], keys: tuple[str, ...]) -> str | None:
+    """Which included file a value must be changed in; None where it stands in the main file."""
+    included = reader.source_of(tree, keys)
+    return None if included is None else f"{'.'.join(keys)} comes from {included}, which {reader.path} includes; change it there"
 
 
 def store(path: str, before: bytes | None, after: bytes) -> None:

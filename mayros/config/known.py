@@ -16,13 +16,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import msgspec
 
 from mayros.config.schema import Bytes, Config, Milliseconds
-from mayros.config.source import join
+from mayros.config.source import below, join
 from mayros.errors import ConfigError
-
-
-def _paths(prefix: str, names: str) -> frozenset[str]:
-    return frozenset(prefix + name for name in names.split())
-
 
 _TOOLS_LATER = """
     elevated subagents agentToAgent media links message sandbox sessions web exec.node exec.notifyOnExit exec.approvalRunningNoticeMs exec.cleanupMs
@@ -31,26 +26,26 @@ _TOOLS_LATER = """
 """
 #: Keys of the original, or of this project's later versions. `[]` stands for any index, `*` for any name.
 LATER = (
-    _paths("", "acp approvals audio bindings broadcast browser canvasHost channels cli commands cron diagnostics discovery hooks mcp")
-    | _paths("", "media memory messages meta nodeHost plugins secrets talk ui update web wizard")
-    | _paths("gateway.", "channelHealthCheckMinutes nodes push tailscale tools http.securityHeaders")
-    | _paths("gateway.controlUi.", "allowInsecureAuth dangerouslyAllowHostHeaderOriginFallback dangerouslyDisableDeviceAuth basePath root")
-    | _paths("gateway.http.endpoints.", "responses")
-    | _paths("gateway.http.endpoints.chatCompletions.", "maxBodyBytes files.allowUrl files.urlAllowlist files.maxRedirects files.timeoutMs")
-    | _paths("gateway.http.endpoints.chatCompletions.files.pdf.", "maxPixels minTextChars")
-    | _paths("agents.defaults.", "blockStreamingBreak blockStreamingChunk blockStreamingCoalesce blockStreamingDefault cliBackends compaction")
-    | _paths("agents.defaults.", "contextPruning elevatedDefault embeddingModel envelopeElapsed envelopeTimestamp envelopeTimezone heartbeat")
-    | _paths("agents.defaults.", "humanDelay imageMaxDimensionPx imageModel limits mediaMaxMb memorySearch models.*.streaming pdfModel repoRoot")
-    | _paths("agents.defaults.", "sandbox subagents timeFormat typingIntervalSeconds typingMode verboseDefault")
-    | _paths("agents.list[].", "agentDir groupChat heartbeat humanDelay memorySearch sandbox subagents")
-    | _paths("session.", "agentToAgent dmScope identityLinks idleMinutes maintenance parentForkMaxTokens reset resetByChannel resetByType")
-    | _paths("session.", "resetTriggers sendPolicy threadBindings typingIntervalSeconds typingMode")
-    | _paths("models.", "bedrockDiscovery providers.*.auth providers.*.injectNumCtxForOpenAICompat")
-    | _paths("models.providers.*.models[].", "api headers")
-    | _paths("tools.", _TOOLS_LATER)
-    | _paths("agents.list[].tools.", _TOOLS_LATER)
-    | _paths("skills.", "allowBundled install limits entries.*.apiKey entries.*.env entries.*.config load.watch load.watchDebounceMs")
-    | _paths("logging.", "redactPatterns redactSensitive")
+    below("", "acp approvals audio bindings broadcast browser canvasHost channels cli commands cron diagnostics discovery hooks mcp")
+    | below("", "media memory messages meta nodeHost plugins secrets talk ui update web wizard")
+    | below("gateway.", "channelHealthCheckMinutes nodes push tailscale tools http.securityHeaders")
+    | below("gateway.controlUi.", "allowInsecureAuth dangerouslyAllowHostHeaderOriginFallback dangerouslyDisableDeviceAuth basePath root")
+    | below("gateway.http.endpoints.", "responses")
+    | below("gateway.http.endpoints.chatCompletions.", "maxBodyBytes files.allowUrl files.urlAllowlist files.maxRedirects files.timeoutMs")
+    | below("gateway.http.endpoints.chatCompletions.files.pdf.", "maxPixels minTextChars")
+    | below("agents.defaults.", "blockStreamingBreak blockStreamingChunk blockStreamingCoalesce blockStreamingDefault cliBackends compaction")
+    | below("agents.defaults.", "contextPruning elevatedDefault embeddingModel envelopeElapsed envelopeTimestamp envelopeTimezone heartbeat")
+    | below("agents.defaults.", "humanDelay imageMaxDimensionPx imageModel limits mediaMaxMb memorySearch models.*.streaming pdfModel repoRoot")
+    | below("agents.defaults.", "sandbox subagents timeFormat typingIntervalSeconds typingMode verboseDefault")
+    | below("agents.list[].", "agentDir groupChat heartbeat humanDelay memorySearch sandbox subagents")
+    | below("session.", "agentToAgent dmScope identityLinks idleMinutes maintenance parentForkMaxTokens reset resetByChannel resetByType")
+    | below("session.", "resetTriggers sendPolicy threadBindings typingIntervalSeconds typingMode")
+    | below("models.", "bedrockDiscovery providers.*.auth providers.*.injectNumCtxForOpenAICompat")
+    | below("models.providers.*.models[].", "api headers")
+    | below("tools.", _TOOLS_LATER)
+    | below("agents.list[].tools.", _TOOLS_LATER)
+    | below("skills.", "allowBundled install limits entries.*.apiKey entries.*.env entries.*.config load.watch load.watchDebounceMs")
+    | below("logging.", "redactPatterns redactSensitive")
 )
 #: Below these an unknown key is an error: it was probably meant to protect.
 STRICT = ("gateway.auth", "gateway.bind", "gateway.tls", "tools", "agents.list[].tools")
@@ -123,13 +118,13 @@ def children(node: Node) -> Iterator[Node]:
         return
     for member in _members(kind):
         if isinstance(value, dict) and get_origin(member) is dict:
-            below = get_args(member)[1]
+            kind_below = get_args(member)[1]
             for key, item in value.items():
-                yield join(path, key), f"{generic}.*", item, below
+                yield join(path, key), f"{generic}.*", item, kind_below
         elif isinstance(value, list) and get_origin(member) is tuple:
-            below = get_args(member)[0]
+            kind_below = get_args(member)[0]
             for number, item in enumerate(value):
-                yield f"{path}[{number}]", f"{generic}[]", item, below
+                yield f"{path}[{number}]", f"{generic}[]", item, kind_below
 
 
 def decode(tree: dict[str, Any], name: str) -> Config:

@@ -12,28 +12,23 @@ from typing import Any, TypeVar
 import msgspec
 
 from mayros.config.schema import Config
-from mayros.config.source import join
-
-
-def _below(prefix: str, names: str) -> frozenset[str]:
-    return frozenset(prefix + name for name in names.split())
-
+from mayros.config.source import below, join
 
 #: Read from the configuration in force by each request and run at its start, or handed on to what has them (doors.py, runtime.py).
 HOT = (
     frozenset(("agents", "models", "auth", "limits", "tools", "skills"))
-    | _below("gateway.", "trustedProxies allowRealIpFallback allowedHosts http limits controlUi.allowedOrigins shutdown remote reload")
-    | _below("gateway.auth.", "token password rateLimit trustedProxy localScopes")
-    | _below("session.", "scope mainKey stateless")
-    | _below("logging.", "level consoleLevel consoleStyle")
+    | below("gateway.", "trustedProxies allowRealIpFallback allowedHosts http limits controlUi.allowedOrigins shutdown remote reload")
+    | below("gateway.auth.", "token password rateLimit trustedProxy localScopes")
+    | below("session.", "scope mainKey stateless")
+    | below("logging.", "level consoleLevel consoleStyle")
 )
 #: Ports, what opens the door at all, and the store are made once.
 RESTART = (
-    _below("gateway.", "mode port bind customBindHost auth.mode tls controlUi.enabled controlUi.basePath")
+    below("gateway.", "mode port bind customBindHost auth.mode tls controlUi.enabled controlUi.basePath")
     | frozenset(("gateway.metrics", "session.store", "logging.file", "logging.maxFileBytes"))
 )  # fmt: skip
 #: What goes with `gateway.auth.mode`: changed together with it, it waits with it.
-WITH_MODE = _below("gateway.", "auth trustedProxies")
+WITH_MODE = below("gateway.", "auth trustedProxies")
 
 _Section = TypeVar("_Section")
 

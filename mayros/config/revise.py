@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
+from itertools import islice
 from typing import Any
 
-import msgspec
-
 from mayros.config.check import REDACTED
-from mayros.config.source import join
+from mayros.config.source import join, split
 from mayros.errors import InvalidRequest
 
-_STEP = re.compile(r"""(?:^|\.)(?P<word>[^.\[\]"]+)|\[(?P<index>[0-9]{1,6})\]|\[(?P<quoted>"(?:[^"\\]|\\.)*")\]""")
 #: Deeper than any key of the schema.
 MAX_STEPS = 32
 _NOTHING = object()
@@ -19,18 +16,11 @@ _NOTHING = object()
 
 def steps(path: str) -> list[str | int]:
     """The keys and indices of `a.b[0].c` or `a["b/c"].d`. Raises InvalidRequest for what is no path."""
-    found: list[str | int] = []
-    position = 0
-    while position < len(path) and len(found) <= MAX_STEPS:
-        step = _STEP.match(path, position)
-        if step is None or path.startswith("."):
-            break
-        position = step.end()
-        try:
-            found.append(int(step["index"]) if step["index"] else step["word"] or msgspec.json.decode(step["quoted"], type=str))
-        except msgspec.DecodeError:
-            break
-    if position < len(path) or not found or isinstance(found[0], int) or len(found) > MAX_STEPS:
+    try:
+        found = [step for step, _ in islice(split(path), MAX_STEPS + 1)]
+    except ValueError:
+        found = []
+    if not found or isinstance(found[0], int) or len(found) > MAX_STEPS:
         raise InvalidRequest('not a path of the configuration: write it like gateway.port, agents.list[0].name or models.providers["my.one"].apiKey')
     return found
 

@@ -11,7 +11,7 @@ import msgspec
 
 from mayros.config.check import REDACTED
 from mayros.config.schema import Auth, RateLimit, TrustedProxy
-from mayros.config.source import parse
+from mayros.config.source import parse, split
 from mayros.net.redact import SECRET_WORD, names_secret
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 #: Keys from the top of the configuration down.
 Path = tuple[str, ...]
 
-_STEP = re.compile(r"""(?:^|\.)(?P<word>[^.\[\]"]+)|\[(?P<index>[0-9]{1,6})\]|\[(?P<quoted>"(?:[^"\\]|\\.)*")\]""")
 _IN_COMMENT = re.compile(rf"((?:{SECRET_WORD.pattern})[\w-]*[\"']?\s*[:=]\s*[\"']?)[^\s\"',}}]+", re.IGNORECASE)
 _PART = re.compile(r""""(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+'|(?P<comment>//[^\n\r\u2028\u2029]*+|/\*.*?\*/)""", re.DOTALL)
 _WRITTEN_KEY = re.compile(r""""(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+'|[^\s:/]+""", re.DOTALL)
@@ -35,25 +34,14 @@ _HIDDEN = frozenset({"env", "headers"})
 
 def lookup(tree: Any, path: str) -> Any:
     """The value at `a.b[0].c` or `a["b/c"].d`. Raises KeyError for one that is not set or is no path."""
-    position = 0
-    while position < len(path):
-        step = _STEP.match(path, position)
-        if step is None or path.startswith("."):
-            raise KeyError(path)
-        position = step.end()
-        if step["index"] is not None:
-            number = int(step["index"])
-            if not isinstance(tree, list) or number >= len(tree):
-                raise KeyError(path[:position])
-            tree = tree[number]
-            continue
-        try:
-            key = step["word"] if step["word"] is not None else msgspec.json.decode(step["quoted"], type=str)
-        except msgspec.DecodeError:
-            raise KeyError(path) from None
-        if not isinstance(tree, dict) or key not in tree:
-            raise KeyError(path[:position])
-        tree = tree[key]
+    try:
+        for step, end in split(path):
+            there = isinstance(tree, list) and step < len(tree) if isinstance(step, int) else isinstance(tree, dict) and step in tree
+            if not there:
+                raise KeyError(path[:end])
+            tree = tree[step]
+    except ValueError:
+        raise KeyError(path) from None
     return tree
 
 

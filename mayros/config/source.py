@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -39,6 +39,7 @@ _BYTE = re.compile(r" \(byte (\d+)\)$")
 _VARIABLE = re.compile(r"\$(\$?)\{([A-Z_][A-Z0-9_]*)\}")
 _NOTHING = object()
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_$-]+")
+_STEP = re.compile(r"""(?:^|\.)(?P<word>[^.\[\]"]+)|\[(?P<index>[0-9]{1,6})\]|\[(?P<quoted>"(?:[^"\\]|\\.)*")\]""")
 
 
 def join(path: str, key: str) -> str:
@@ -46,6 +47,29 @@ def join(path: str, key: str) -> str:
     if not _PLAIN_KEY.fullmatch(key):
         return f"{path}[{ascii_json(key)}]"
     return f"{path}.{key}" if path else key
+
+
+def split(path: str) -> Iterator[tuple[str | int, int]]:
+    """The keys and indices of `a.b[0].c` or `a["b/c"].d`, each with the position where it ends. Raises ValueError where the path goes wrong."""
+    position = 0
+    while position < len(path):
+        step = _STEP.match(path, position)
+        if step is None or path.startswith("."):
+            raise ValueError(path)
+        position = step.end()
+        if step["index"] is not None:
+            yield int(step["index"]), position
+            continue
+        try:
+            key = step["word"] or msgspec.json.decode(step["quoted"], type=str)
+        except msgspec.DecodeError:
+            raise ValueError(path) from None
+        yield key, position
+
+
+def below(prefix: str, names: str) -> frozenset[str]:
+    """The paths of several keys, given between blanks; `prefix` ends with its dot."""
+    return frozenset(prefix + name for name in names.split())
 
 
 def ascii_json(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Writing the first configuration file. Imports net.files."""
+"""Writing the first configuration file. Imports source and net.files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mayros.config.source import literal
 from mayros.net.files import create
 
 _TEXT = """\
@@ -52,8 +53,7 @@ def initial(path: str, *, token: str | None, model: str, fallbacks: Sequence[str
     """
     auth = {"mode": "token"} if token is None else {"mode": "token", "token": token}
     values = {"auth": auth, "model": model, "fallbacks": list(fallbacks), "workspace": workspace}
-    # `${` would be read as an environment variable.
-    shown = {name: msgspec.json.encode(value).decode().replace("${", "$${") for name, value in values.items()}
+    shown = {name: literal(msgspec.json.encode(value).decode()) for name, value in values.items()}
     text = re.sub("@([a-z]+)@", lambda place: shown[place[1]], _TEXT)
     os.makedirs(os.path.dirname(os.path.abspath(path)), 0o700, exist_ok=True)
     create(path, text.encode(), 0o600)

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from mayros.core.bounds import KEPT_CHARS, UNTRUSTED_REFERENCE, cut, room, tool_message, wrapped
 from mayros.core.calls import Call, spoken
 from mayros.core.images import described
+from mayros.core.pause import pause
 from mayros.core.ports import Clock, ModelRequest, Principal, Turn
 from mayros.core.repeats import Repeats
 from mayros.core.tool_ports import ResultStore, Tool, ToolResult
@@ -59,7 +60,7 @@ class Host(Protocol):
         ...
 
     async def waiting(self, answer: Awaitable[T]) -> T:
-        """See ports.ToolContext."""
+        """See tool_ports.ToolContext."""
         ...
 
     def asking(self, request: ModelRequest) -> ModelRequest:
@@ -88,7 +89,7 @@ class Surroundings(msgspec.Struct, frozen=True):
 
 
 class _Context:
-    """See ports.ToolContext."""
+    """See tool_ports.ToolContext."""
 
     def __init__(self, around: Surroundings, call: Call, told: Callable[[ToolUpdate], None], expired: Callable[[], None]) -> None:
         self.turn, self.principal, self.call_id, self.images = around.turn, around.host.principal, call.id, around.images
@@ -100,7 +101,7 @@ class _Context:
         self._ended = False
 
     def update(self, text: str) -> None:
-        """See ports.ToolContext."""
+        """See tool_ports.ToolContext."""
         if self._ended:
             return
         self._held = text[-UPDATE_CHARS - self._around.redact.reach :]
@@ -115,7 +116,7 @@ class _Context:
             self._told(ToolUpdate(self._call.id, self._call.name, _clean(shown)))
 
     async def waiting(self, answer: Awaitable[T]) -> T:
-        """See ports.ToolContext."""
+        """See tool_ports.ToolContext."""
         left = self._stop()
         try:
             return await self._around.host.waiting(answer)
@@ -318,13 +319,7 @@ class Batch:
         stream = self._around.redact.stream()
         pieces = [stream.feed(text[:PIECE_CHARS])]
         for start in range(PIECE_CHARS, len(text), PIECE_CHARS):
-            pause: Deferred[None] = Deferred()
-            timer = self._around.host.clock.callLater(0, pause.callback, None)
-            try:
-                await pause
-            finally:
-                if timer.active():
-                    timer.cancel()
+            await pause(self._around.host.clock, 0)
             pieces.append(stream.feed(text[start : start + PIECE_CHARS]))
         return "".join([*pieces, stream.end()])
 

@@ -21,10 +21,10 @@ from mayros.core.course import Course
 from mayros.core.health import ModelHealth, Try
 from mayros.core.models import Model
 from mayros.core.ports import Clock, History, ModelProvider, ModelRequest, Turn
-from mayros.core.prompt import NO_TOOLS, Prompter, window
+from mayros.core.prompt import Prompter, window
 from mayros.core.reply import APART
 from mayros.core.rounds import Rounds
-from mayros.core.tool_ports import ResultStore, Tool, Toolbox
+from mayros.core.tool_ports import NO_TOOLS, ResultStore, Tool, Toolbox
 from mayros.core.workspace_ports import Skills, Workspace
 from mayros.errors import ContextLengthExceeded, GatewayError, Unavailable
 from mayros.events import Event, ReasoningDelta, TextDelta, ToolCallDelta, TurnFinished, Usage
@@ -49,11 +49,11 @@ class NoTools:
     """The toolbox of agents that only talk."""
 
     def offered(self, turn: Turn, model: Model) -> Mapping[str, Tool]:
-        """See ports.Toolbox."""
+        """See tool_ports.Toolbox."""
         return NO_TOOLS
 
     def why_not(self, turn: Turn, model: Model, name: str) -> str | None:
-        """See ports.Toolbox."""
+        """See tool_ports.Toolbox."""
         return None
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
+from mayros.core.pause import pause
 from mayros.core.ports import Clock, Slots
 from mayros.errors import QueueFull
 
@@ -28,7 +28,7 @@ class Allowance:
         self.held = False
 
     async def waiting(self, answer: Awaitable[T]) -> T:
-        """See ports.ToolContext."""
+        """See tool_ports.ToolContext."""
         self._waits += 1
         if self._waits == 1:
             self._pause()
@@ -54,13 +54,7 @@ class Allowance:
             try:
                 await self._slots.acquire()
             except QueueFull:
-                pause: Deferred[None] = Deferred()
-                timer = self._clock.callLater(AGAIN_SECONDS, pause.callback, None)
-                try:
-                    await pause
-                finally:
-                    if timer.active():
-                        timer.cancel()
+                await pause(self._clock, AGAIN_SECONDS)
                 continue
             if self.held or self._ended:
                 self._slots.release()

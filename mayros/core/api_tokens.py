@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from hashlib import sha256
 
 import msgspec
 from msgspec.structs import replace
 from twisted.logger import Logger
 
-from mayros.core.auth import OPERATOR_SCOPES
+from mayros.core.auth import OPERATOR_SCOPES, secret_digest
 from mayros.core.device_tokens import aside
 from mayros.core.keys import normalise_agent_id, valid_agent_id
 from mayros.core.ports import Principal
@@ -159,10 +158,9 @@ class ApiTokens:
         if until is not None and until <= now:
             raise InvalidRequest(f'the token "{name}" has expired: give it a new end (expires)', param="expires")
         secret, token = _secret(replace(before, rotated_ms=now, expires_ms=until, previous_hash=None, previous_until_ms=None))
-        end = now + grace_ms if grace_ms > 0 else None
-        if end is not None:
-            ends = [end, *(one for one in (before.expires_ms,) if one is not None)]
-            token = replace(token, previous_hash=before.token_hash, previous_until_ms=min(ends))
+        if grace_ms > 0:
+            end = now + grace_ms if before.expires_ms is None else min(now + grace_ms, before.expires_ms)
+            token = replace(token, previous_hash=before.token_hash, previous_until_ms=end)
         self._drop(before)
         self._put(token)
         try:
@@ -245,11 +243,6 @@ def shown(token: ApiToken, now_ms: int) -> Mapping[str, object]:
         "previousUntilMs": token.previous_until_ms,
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-def secret_digest(secret: str) -> bytes:
-    """What is kept of a secret."""
-    return sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 def _secret(token: ApiToken) -> tuple[str, ApiToken]:

@@ -122,6 +122,12 @@ def no_images(ref: str, param: str = "attachments") -> InvalidRequest:
     return InvalidRequest(f"The model {ref} takes no images. Send the message without them, or choose another model.", param=param)
 
 
+def some_see_images(models: Sequence[Model], param: str = "attachments") -> None:
+    """Raise `no_images` where none of the models takes images; nothing is said of no models."""
+    if models and not any("image" in model.input for model in models):
+        raise no_images(models[0].ref, param)
+
+
 def too_long(model: Model, stateless: bool) -> ContextLengthExceeded:
     """The error of a prompt that does not fit, with what to do about it."""
     advice = (

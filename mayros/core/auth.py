@@ -77,7 +77,7 @@ class Authenticator:
         self._rules, self._tokens = rules, tokens
         self._limiter = limiter if mode != "none" else None
         self._exempt = auth.rate_limit is None or auth.rate_limit.exempt_loopback
-        self._digest = _digest(secret or "") if shared else b""
+        self._digest = secret_digest(secret or "") if shared else b""
         self._proxy = auth.trusted_proxy
         self._user_header = auth.trusted_proxy.user_header.strip().lower().encode("latin-1", "replace")
         self._required = tuple(name.strip().lower().encode("latin-1", "replace") for name in auth.trusted_proxy.required_headers)
@@ -130,8 +130,7 @@ class Authenticator:
 
         Raises Unauthorized for one that is over: whoever has it is not guessing.
         """
-        held = self._tokens.find(digest) if self._tokens is not None else None
-        if self._tokens is None or held is None:
+        if self._tokens is None or (held := self._tokens.find(digest)) is None:
             return None
         if (problem := self._tokens.problem(held)) is not None:
             raise Unauthorized(problem)
@@ -140,7 +139,7 @@ class Authenticator:
 
     def held(self, presented: str) -> Held | None:
         """The token of a person or program whose secret this is; None: it is none of them. Not counted. Raises Unauthorized for one that is over."""
-        return self._found(_digest(presented))
+        return self._found(secret_digest(presented))
 
     def proxied(self, headers: Headers, address: Address) -> Principal | Unauthorized | None:
         """The user that a trusted proxy names in a WebSocket upgrade, or why there is none; None in the other modes. Origin is judged elsewhere.
@@ -156,7 +155,7 @@ class Authenticator:
 
     def matches(self, presented: str) -> bool:
         """Whether this is the shared secret. Not counted: whoever asks looks at `lockout` before, and calls `count` when the client is told."""
-        return bool(self._digest) and compare_digest(_digest(presented), self._digest)
+        return bool(self._digest) and compare_digest(secret_digest(presented), self._digest)
 
     def lockout(self, address: Address, now: float, what: str = SHARED_SECRET) -> float:
         """Seconds for which this client is locked out; 0 when it is not. Failures of `what` are counted apart."""
@@ -229,5 +228,6 @@ def _key(address: Address, what: str) -> str:
     return address.limiter_key if what == SHARED_SECRET else f"{what} {address.limiter_key}"
 
 
-def _digest(secret: str) -> bytes:
+def secret_digest(secret: str) -> bytes:
+    """What is kept of a secret, and compared: its SHA-256. What a client sends may hold halves of surrogate pairs."""
     return sha256(secret.encode("utf-8", "surrogatepass")).digest()

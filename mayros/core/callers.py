@@ -18,7 +18,7 @@ from mayros.core.ports import CallerTool, ResponseFormat, Turn
 from mayros.core.schema_check import problems
 from mayros.errors import FormatUnsatisfied, InvalidRequest, ToolChoiceIgnored
 from mayros.events import TurnFinished
-from mayros.messages import unpack
+from mayros.messages import data_of, unpack
 
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _DIGITS = string.digits + string.ascii_letters
@@ -31,7 +31,7 @@ def used_ids(messages: Iterable[msgspec.Raw]) -> set[str]:
     """The ids of all calls of a conversation."""
     found: set[str] = set()
     for raw in messages:
-        if b'"tool_calls"' in bytes(raw):
+        if b'"tool_calls"' in data_of(raw):
             found.update(call.id for call in unpack(raw).tool_calls or ())
     return found
 

@@ -6,7 +6,6 @@ program may run twice; a rotation or a revocation ends them all, and leaves one 
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from hmac import compare_digest
@@ -15,7 +14,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from mayros.core.auth import lacking
+from mayros.core.auth import lacking, secret_digest
 from mayros.core.device_ports import DeviceStore, DeviceToken
 from mayros.errors import GatewayError
 
@@ -73,7 +72,7 @@ class Tokens:
         """The token, if it is a live one of this device and role that gives these scopes."""
         if len(text) > MAX_TOKEN:
             return None
-        ring, digest = self._rings.get((device_id, role), []), _digest(text)
+        ring, digest = self._rings.get((device_id, role), []), secret_digest(text)
         for place, token in enumerate(ring):
             if token.revoked_ms is None and compare_digest(token.token_hash, digest):
                 if lacking(token.scopes, scopes) is not None:
@@ -135,7 +134,7 @@ class Tokens:
 
     def _make(self, device_id: str, role: str, scopes: set[str], rotated: bool) -> tuple[DeviceToken, Grant]:
         text, now, wanted = secrets.token_urlsafe(32), self._now_ms(), tuple(sorted(scopes))
-        token = DeviceToken(_digest(text), device_id, role, wanted, now, rotated_ms=now if rotated else None)
+        token = DeviceToken(secret_digest(text), device_id, role, wanted, now, rotated_ms=now if rotated else None)
         return token, Grant(text, wanted, now)
 
     def _trim(self, ring: list[DeviceToken], start: int = 0) -> None:
@@ -149,7 +148,3 @@ class Tokens:
     async def _delete(self, tokens: Sequence[DeviceToken]) -> None:
         for token in tokens:
             await self._store.delete_token(token.token_hash)
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

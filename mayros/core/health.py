@@ -176,8 +176,7 @@ class ModelHealth:
             old, new = before.get(cool.provider), now.get(cool.provider)
             if old is None or new is None or old.base_url != new.base_url:
                 return old is not new
-            keys = [next((fingerprint(one) for one in of.credentials if one.id == cool.credential), "") for of in (old, new)]
-            return keys[0] != keys[1]
+            return fingerprint(_key(old, cool.credential)) != fingerprint(_key(new, cool.credential))
 
         for cool in self._cool.drop(gone):
             self._probed.pop((cool.provider, cool.credential, cool.model), None)
@@ -240,7 +239,7 @@ class ModelHealth:
         wall = self.wall_ms()
         for row in kept:
             provider = providers.get(row.provider)
-            key = next((one for one in provider.credentials if one.id == row.credential), None) if provider is not None else None
+            key = _key(provider, row.credential) if provider is not None else None
             failed_at = now - max(0.0, (wall - row.failed_ms) / 1000)
             # The wall clock may have been set meanwhile: no rest is longer than the longest.
             until, told = (now + min((ms - wall) / 1000, LONGEST_SECONDS) for ms in (row.until_ms, row.told_until_ms))
@@ -263,6 +262,10 @@ class ModelHealth:
     def _delete(self, cool: CoolDown) -> None:
         if self._store is not None:
             _unwatched(self._store.delete(cool.provider, cool.credential, cool.model))
+
+
+def _key(provider: Provider, key_id: str) -> Credential | None:
+    return next((one for one in provider.credentials if one.id == key_id), None)
 
 
 def fingerprint(key: Credential | None) -> str:

@@ -36,16 +36,16 @@ def media_type(data: bytes) -> str | None:
 
 def user_message(text: str, images: Sequence[Image] = ()) -> msgspec.Raw:
     """What a user said and showed, as a canonical message; `text` may be empty beside images."""
-    if not images:
-        return pack(Message("user", text))
-    shown = [ImagePart(ImageUrl(f"data:{image.media_type};base64,{image.data}")) for image in images]
-    return pack(Message("user", (*([TextPart(text)] if text else ()), *shown)))
+    return _spoken(text, [ImagePart(ImageUrl(f"data:{image.media_type};base64,{image.data}")) for image in images])
 
 
 def retold(raw: msgspec.Raw, text: str) -> msgspec.Raw:
     """The message with another text and the same images."""
     content = unpack(raw).content
-    shown = [part for part in content if isinstance(part, ImagePart)] if isinstance(content, tuple) else []
+    return _spoken(text, [part for part in content if isinstance(part, ImagePart)] if isinstance(content, tuple) else [])
+
+
+def _spoken(text: str, shown: Sequence[ImagePart]) -> msgspec.Raw:
     return pack(Message("user", (*([TextPart(text)] if text else ()), *shown) if shown else text))
 
 

@@ -57,6 +57,12 @@ def check_text(text: str, param: str, limit: int = MAX_KEY_BYTES) -> str:
     return text
 
 
+def refuse_reserved(rest: str, param: str) -> None:
+    """Raise InvalidRequest, naming `param`, where the rest of a session key is in a name space of the gateway's own."""
+    if rest.casefold().startswith(RESERVED):
+        raise InvalidRequest(f"{param} must not be in the name spaces {', '.join(RESERVED)}: they are the gateway's own.", param=param)
+
+
 class SessionKey(msgspec.Struct, frozen=True, gc=False):
     """`agent:<agent_id>:<rest>`; `str()` is the canonical text."""
 
@@ -89,6 +95,6 @@ class SessionKey(msgspec.Struct, frozen=True, gc=False):
         lowered = rest.lower()
         if lowered in ("main", main_key.lower()):
             rest = main_key
-        elif not reserved and rest.casefold().startswith(RESERVED):
-            raise InvalidRequest(f"{param} must not be in the name spaces {', '.join(RESERVED)}: they are the gateway's own.", param=param)
+        elif not reserved:
+            refuse_reserved(rest, param)
         return cls(named, rest)

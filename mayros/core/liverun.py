@@ -142,7 +142,7 @@ class LiveRun:
         self.calls = tuple(calls)
 
     async def waiting(self, answer: Awaitable[T]) -> T:
-        """See ports.ToolContext."""
+        """See tool_ports.ToolContext."""
         return await answer if self.allowance is None else await self.allowance.waiting(answer)
 
     def asking(self, request: ModelRequest) -> ModelRequest:

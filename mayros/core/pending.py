@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from mayros.core.callers import CallIds
 from mayros.core.ports import History, Turn
 from mayros.errors import InvalidRequest
-from mayros.messages import Message, pack, unpack
+from mayros.messages import Message, data_of, pack, unpack
 
 #: The result of a call that nobody answered.
 NO_RESULT = "[No result: the caller did not answer this call and went on.]"
@@ -82,7 +82,7 @@ def _begins(raw: msgspec.Raw, how: bytes) -> bool:
 
 def _calls_of(raw: msgspec.Raw) -> tuple[str, ...]:
     """The ids of the calls that a message makes."""
-    if not _begins(raw, _ASSISTANT) or b'"tool_calls"' not in bytes(raw):
+    if not _begins(raw, _ASSISTANT) or b'"tool_calls"' not in data_of(raw):
         return ()
     return tuple(call.id for call in unpack(raw).tool_calls or ())
 

@@ -37,13 +37,13 @@ class ExecPermission:
         self._rules, self._approvals, self._sessions = rules, approvals, sessions
 
     async def allow(self, request: ExecRequest, context: ToolContext) -> None:
-        """See ports.Permission."""
-        judged = self._judge(request, context, await self._session_now(context))
+        """See exec_ports.Permission."""
+        judged = self._judge(request, context, await self._session(context))
         if judged.verdict == "ask":
             always = self._rules.lasting(request.resolved) if request.analysed else ()
             await self._ask(request, context, judged, always)
             # The rules, or what is set for the session, may have become stricter meanwhile.
-            judged = self._judge(request, context, await self._session_now(context))
+            judged = self._judge(request, context, await self._session(context))
         if judged.verdict == "refuse":
             raise ToolFailed(_refused(judged.layers, request))
         if judged.found:
@@ -56,19 +56,16 @@ class ExecPermission:
         fallback = stricter_fallback(configured.ask_fallback, stored.ask_fallback)
         return _Judged(strictest(layers, found is not None), layers, found, fallback)
 
-    async def _session_now(self, context: ToolContext) -> SessionSettings:
-        """The same, with the stored rules at hand. Raises ToolFailed where they cannot be read."""
+    async def _session(self, context: ToolContext) -> SessionSettings:
+        """What clients have set for the session, with the stored rules at hand; one that is made for its request has nothing set.
+
+        Raises ToolFailed where they cannot be read.
+        """
         try:
             await self._rules.ready()
-            return await self._session(context)
+            row = None if context.turn.stateless else await self._sessions.get(str(context.turn.session))
         except GatewayError as error:
             raise ToolFailed("The rules for commands cannot be read at the moment, so nothing may run. Try again later.") from error
-
-    async def _session(self, context: ToolContext) -> SessionSettings:
-        """What clients have set for the session; one that is made for its request has nothing set."""
-        if context.turn.stateless:
-            return _NOTHING
-        row = await self._sessions.get(str(context.turn.session))
         return _NOTHING if row is None else row.settings
 
     async def _ask(self, request: ExecRequest, context: ToolContext, judged: _Judged, always: Sequence[str]) -> None:

@@ -72,7 +72,8 @@ def kind_of(session: SessionKey) -> SessionKind:
 def decide(agent: Agent, provider: str, model: str, kind: SessionKind, names: Iterable[str]) -> dict[str, Verdict]:
     """The verdict on each of the tools, by name, in their order. `model` is its id without the provider."""
     chain = list(layers(agent, provider, model, kind))
-    return {name: _patch(agent, provider, model) or _through(chain, name) if name == "apply_patch" else _through(chain, name) for name in names}
+    off = _patch(agent, provider, model)
+    return {name: off if off is not None and name == "apply_patch" else _through(chain, name) for name in names}
 
 
 def layers(agent: Agent, provider: str, model: str, kind: SessionKind) -> Iterator[Layer]:

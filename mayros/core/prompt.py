@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 from mayros.config.toolnames import TOOLS
 from mayros.core.models import Model
 from mayros.core.routing import Agent
 from mayros.core.skills import section
 from mayros.core.tokens import estimate
-from mayros.core.tool_ports import Tool
-from mayros.core.workspace_ports import Skill, WorkspaceFile
+from mayros.core.tool_ports import NO_TOOLS, Tool
+from mayros.core.workspace_ports import BOOTSTRAP, Skill, WorkspaceFile
 
 #: A file that would get less room than this is left out.
 LEAST_CHARS = 64
-#: Read by runs that can do what it asks for, and delete it.
-BOOTSTRAP = "BOOTSTRAP.md"
-NO_TOOLS: Mapping[str, Tool] = MappingProxyType({})
 MOST_SUMMARY = 120
+#: As many stable parts are kept; sessions may choose any model.
+MOST_KEPT = 256
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -49,6 +47,8 @@ class Prompter:
         key = (agent.id, model.ref)
         kept = self._kept.get(key)
         if kept is None or kept[0] is not agent or kept[1] is not files or kept[2] is not tools or kept[3] is not skills:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
             kept = self._kept[key] = agent, files, tools, skills, stable_part(agent, files, window(agent, model), tools, skills)
         return f"{kept[4]}\n\n{extra}" if extra else kept[4]
 

@@ -43,7 +43,7 @@ class Quotas:
 
     def __init__(self, spending: Spending, now_ms: Callable[[], int]) -> None:
         self._spending, self._now_ms = spending, now_ms
-        #: How many requests each had left, and when that was. A bucket that is full is not kept.
+        #: How many requests each had left, and when that was; of one that has not asked yet there is nothing, and its bucket is full.
         self._levels: dict[str, tuple[float, float]] = {}
 
     def take(self, principal: Principal, now: float) -> Quota | None:
@@ -64,10 +64,6 @@ class Quotas:
         if principal.rpm is None and principal.day_tokens is None:
             return None
         return self._quota(principal, 0.0 if principal.rpm is None else self._level(principal.id, principal.rpm, now))
-
-    def forget(self, principal_id: str) -> None:
-        """The caller is gone."""
-        self._levels.pop(principal_id, None)
 
     def _level(self, principal_id: str, limit: int, now: float) -> float:
         kept = self._levels.get(principal_id)

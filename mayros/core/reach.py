@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mayros.core.keys import RESERVED, SessionKey, check_text
+from mayros.core.keys import SessionKey, check_text, refuse_reserved
 from mayros.core.ports import Principal
-from mayros.errors import Forbidden, InvalidRequest
+from mayros.errors import Forbidden
 
 #: What the name space of a token begins with; its name follows, which has no colon.
 KIND = "token"
@@ -45,8 +45,7 @@ def own_key(principal: Principal, key: SessionKey, param: str) -> SessionKey:
     space = principal.space
     if space is None or key.rest.startswith(space + ":"):
         return key
-    if key.rest.casefold().startswith(RESERVED):
-        raise InvalidRequest(f"{param} must not be in the name spaces {', '.join(RESERVED)}: they are the gateway's own.", param=param)
+    refuse_reserved(key.rest, param)
     own = SessionKey(key.agent_id, f"{space}:{key.rest}")
     check_text(str(own), param)
     return own

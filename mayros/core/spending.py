@@ -106,9 +106,7 @@ class Spending:
 
     def add(self, agent_id: str, tokens: int, nano: int, now_ms: int, principal: Principal | None = None) -> None:
         """A run of this agent has used so much more: tokens of all kinds, and US dollars / 10^9."""
-        day = now_ms // DAY_MS
-        if day != self._day:
-            self._begin(day)
+        self._turn(now_ms)
         self._tokens += tokens
         self._nano += nano
         sums = self._agents.get(agent_id)
@@ -122,14 +120,12 @@ class Spending:
 
     def today(self, now_ms: int) -> tuple[Spent, Mapping[str, Spent]]:
         """In all, and by agent."""
-        if now_ms // DAY_MS != self._day:
-            self._begin(now_ms // DAY_MS)
+        self._turn(now_ms)
         return Spent(self._tokens, self._nano), {agent_id: Spent(*sums) for agent_id, sums in self._agents.items()}
 
     def tokens_by(self, principal_id: str, now_ms: int) -> int:
         """The tokens that the runs of one who asked have used today."""
-        if now_ms // DAY_MS != self._day:
-            self._begin(now_ms // DAY_MS)
+        self._turn(now_ms)
         return self._principals.get(principal_id, 0)
 
     def check(self, agent: Agent, now_ms: int, principal: Principal | None = None) -> None:
@@ -170,6 +166,12 @@ class Spending:
         whole, agents = self.today(now_ms)
         yield from _set(agent.own_limits, "agents.list[].limits", used, agents.get(agent.id, Spent()), agent.id)
         yield from _set(agent.limits, "limits", used, whole, None)
+
+    def _turn(self, now_ms: int) -> None:
+        """Begin anew where the day is another one."""
+        day = now_ms // DAY_MS
+        if day != self._day:
+            self._begin(day)
 
     def _begin(self, day: int) -> None:
         self._day, self._tokens, self._nano, self._agents, self._principals = day, 0, 0, {}, {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -68,6 +69,10 @@ class ResultStore(Protocol):
     def open(self, reference: str, agent_id: str) -> str | None:
         """The text; None where there is none for this agent (any more). Blocks: call it off the reactor."""
         ...
+
+
+#: Of runs without tools.
+NO_TOOLS: Mapping[str, Tool] = MappingProxyType({})
 
 
 class Toolbox(Protocol):

@@ -12,9 +12,8 @@ from mayros.core.models import Model
 from mayros.core.policy import SessionKind, Verdict, decide, kind_of
 from mayros.core.ports import Turn
 from mayros.core.routing import Agent
-from mayros.core.tool_ports import Tool
+from mayros.core.tool_ports import NO_TOOLS, Tool
 
-NOTHING: Mapping[str, Tool] = MappingProxyType({})
 NOT_HERE = "this gateway does not have it"
 #: As many combinations of agent and model are kept; sessions may choose any model.
 MOST_KEPT = 256
@@ -30,7 +29,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class LocalToolbox:
-    """Implements core.ports.Toolbox. The names of `tools` are unique."""
+    """Implements core.tool_ports.Toolbox. The names of `tools` are unique."""
 
     def __init__(self, tools: Iterable[Tool]) -> None:
         self._tools = in_order({tool.spec.name: tool for tool in tools})
@@ -44,7 +43,7 @@ class LocalToolbox:
     def offered(self, turn: Turn, model: Model) -> Mapping[str, Tool]:
         """See Toolbox. The same mapping again as long as agent, model and kind of session are the same."""
         if not self._tools or not model.tools or turn.tools == "none":
-            return NOTHING
+            return NO_TOOLS
         key = turn.agent.id, model.ref, kind_of(turn.session)
         kept = self._kept.get(key)
         if kept is None or kept[0] is not turn.agent:

@@ -9,6 +9,9 @@ import msgspec
 
 from mayros.core.routing import Agent
 
+#: Once in a new workspace; the model deletes it. In a prompt only where it is there, and the run can do what it asks for.
+BOOTSTRAP = "BOOTSTRAP.md"
+
 
 class Workspace(Protocol):
     """The agents' own files, for the prompt."""

@@ -111,14 +111,22 @@ class Marks:
             self._begin()
         return answer
 
-    async def clear(self, prefix: str, grace: float, spared: str | None = None) -> int:
-        """End all processes with such a mark: SIGTERM, and after `grace` seconds SIGKILL. How many there were at first."""
+    async def clear(
+        self, prefix: str, grace: float, spared: str | None = None, *, group: int = 0, send: Callable[[int], bool] = lambda _: False
+    ) -> int:
+        """End all processes with such a mark: SIGTERM, and after `grace` seconds SIGKILL. How many there were at first.
+
+        Those of a process group with them, which `send` signals; it says whether anybody is in it, and is not asked again after that.
+        """
         deadline = self._reactor.seconds() + grace
-        first = left = await self.look(prefix, signal.SIGTERM, spared=spared)
+        group = group if group and send(signal.SIGTERM) else 0
+        first = left = await self.look(prefix, signal.SIGTERM, group, spared)
         while left:
             await pause(self._reactor, LOOK_EVERY)
             now = self._reactor.seconds()
-            left = await self.look(prefix, signal.SIGKILL if now >= deadline else 0, spared=spared)
+            number = signal.SIGKILL if now >= deadline else 0
+            group = group if group and send(number) else 0
+            left = await self.look(prefix, number, group, spared)
             if left and now > deadline + KILL_GRACE:
                 log.warn("{left} processes of a command could not be ended", left=left)
                 break

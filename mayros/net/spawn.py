@@ -311,19 +311,9 @@ class Command(ProcessProtocol):
         marked, reactor = self._spawner.marks, self._spawner.reactor
         deadline = reactor.seconds() + grace
         group = self.pid if self._signal_group(0) else 0
-        self.left = left = await marked.look(self._mark, 0, group)
-        if left:
-            group = group if group and self._signal_group(signal.SIGTERM) else 0
-            left = await marked.look(self._mark, signal.SIGTERM, group)
-        while left:
-            await marks.pause(reactor, marks.LOOK_EVERY)
-            now = reactor.seconds()
-            number = signal.SIGKILL if now >= deadline else 0
-            group = group if group and self._signal_group(number) else 0
-            left = await marked.look(self._mark, number, group)
-            if left and now > deadline + GRACE:
-                log.warn("{left} processes of a command could not be ended", left=left)
-                break
+        self.left = await marked.look(self._mark, 0, group)
+        if self.left:
+            await marked.clear(self._mark, deadline - reactor.seconds(), group=group, send=self._signal_group)
         if self.transport is not None:
             self.transport.loseConnection()
         self._fire_ended()

@@ -35,7 +35,7 @@ Value = TypeVar("Value")
 
 
 class LocalAgentFiles:
-    """Implements core.ports.AgentFiles. `home` is the user's home directory; `in_thread` runs a function off the reactor."""
+    """Implements core.workspace_ports.AgentFiles. `home` is the user's home directory; `in_thread` runs a function off the reactor."""
 
     def __init__(self, state_dir: str, home: str, in_thread: Callable[..., Deferred[Any]], now_ms: Callable[[], int]) -> None:
         self._state, self._home, self._in_thread, self._now_ms = state_dir, home, in_thread, now_ms

@@ -1,23 +1,19 @@
-"""Tokens of persons and programs, as rows. Decides nothing: core has the rules. Imports core.token_ports, database and tables."""
+"""Tokens of persons and programs, as rows. Decides nothing: core has the rules. Imports core.token_ports, database, rows and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import sqlalchemy as sa
 from twisted.internet.defer import Deferred, succeed
 
 from mayros.core.token_ports import ApiToken
-from mayros.errors import StartError
 from mayros.storage.database import Database
-from mayros.storage.engine import cause
+from mayros.storage.rows import load_rows, put, record_of, row_of
 from mayros.storage.tables import api_tokens
 
 #: Columns that are JSON lists of texts.
 _LISTS = ("scopes", "agents", "endpoints")
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(tuple[str, ...]).decode
 
 
 class SqlApiTokens:
@@ -50,23 +46,9 @@ class DirectApiTokens:
 
 def load(engine: sa.Engine) -> Sequence[ApiToken]:
     """All tokens, by name. Raises StartError."""
-    try:
-        with engine.connect() as connection:
-            rows = connection.execute(sa.select(api_tokens).order_by(api_tokens.c.name)).mappings().all()
-    except sa.exc.SQLAlchemyError as error:
-        raise StartError(f"The store cannot be read: {cause(error)}") from error
-    return [_token(dict(row)) for row in rows]
+    return [record_of(row, ApiToken, _LISTS) for row in load_rows(engine, sa.select(api_tokens).order_by(api_tokens.c.name))]
 
 
 def save(connection: sa.Connection, token: ApiToken) -> None:
     """In the place of the row of that name."""
-    found = msgspec.structs.asdict(token)
-    values = {name: _encode(value).decode() if name in _LISTS and value is not None else value for name, value in found.items()}
-    if not connection.execute(sa.update(api_tokens).where(api_tokens.c.name == token.name).values(values)).rowcount:
-        connection.execute(sa.insert(api_tokens).values(values))
-
-
-def _token(row: dict[str, object]) -> ApiToken:
-    return msgspec.convert(
-        {str(name): _decode(value) if name in _LISTS and isinstance(value, str) else value for name, value in row.items()}, ApiToken
-    )
+    put(connection, row_of(token, _LISTS), api_tokens.c.name)

@@ -1,4 +1,4 @@
-"""Rules for the commands that agents run, as rows. Decides nothing: core has the rules. Imports core.ports, database and tables."""
+"""Rules for the commands that agents run, as rows. Decides nothing: core has the rules. Imports core.exec_ports, database, rows and tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 
 from mayros.core.exec_ports import AllowedExec, ExecPolicy
 from mayros.storage.database import Database
+from mayros.storage.rows import record_of, row_of
 from mayros.storage.tables import exec_allowlist, exec_policy
 
 _Found = tuple[Sequence[AllowedExec], Mapping[str, ExecPolicy]]
@@ -19,18 +20,18 @@ _decode = msgspec.json.Decoder(ExecPolicy).decode
 
 
 class SqlExecRules:
-    """Implements `core.ports.ExecRulesStore`: each call is durable when its Deferred fires, in the order of the calls."""
+    """Implements `core.exec_ports.ExecRulesStore`: each call is durable when its Deferred fires, in the order of the calls."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def load(self) -> Deferred[_Found]:
-        """See ports.ExecRulesStore. The lists come in the order in which they were written."""
+        """See exec_ports.ExecRulesStore. The lists come in the order in which they were written."""
         return self._database.read(_load)
 
     def save(self, entry: AllowedExec) -> Deferred[None]:
-        """See ports.ExecRulesStore."""
-        values = msgspec.structs.asdict(entry)
+        """See exec_ports.ExecRulesStore."""
+        values = row_of(entry)
 
         def write(connection: sa.Connection) -> None:
             table = exec_allowlist
@@ -41,8 +42,8 @@ class SqlExecRules:
         return self._database.call(write)
 
     def replace(self, entries: Sequence[AllowedExec], policies: Mapping[str, ExecPolicy]) -> Deferred[None]:
-        """See ports.ExecRulesStore."""
-        rows = [{**msgspec.structs.asdict(entry), "position": position} for position, entry in enumerate(entries)]
+        """See exec_ports.ExecRulesStore."""
+        rows = [{**row_of(entry), "position": position} for position, entry in enumerate(entries)]
         kept = [{"agent_id": agent_id, "json": _encode(policy).decode()} for agent_id, policy in policies.items()]
 
         def write(connection: sa.Connection) -> None:
@@ -56,9 +57,10 @@ class SqlExecRules:
 
 def _load(connection: sa.Connection) -> _Found:
     """In a reader thread."""
-    listed = connection.execute(sa.select(exec_allowlist).order_by(exec_allowlist.c.position)).mappings()
+    wanted = [column for column in exec_allowlist.c if column.name != "position"]
+    listed = connection.execute(sa.select(*wanted).order_by(exec_allowlist.c.position)).mappings()
     policies = connection.execute(sa.select(exec_policy.c.agent_id, exec_policy.c.json).order_by(exec_policy.c.agent_id))
     return (
-        [msgspec.convert({str(name): value for name, value in row.items() if name != "position"}, AllowedExec) for row in listed],
+        [record_of(row, AllowedExec) for row in listed],
         {agent_id: _decode(text) for agent_id, text in policies},
     )

@@ -20,7 +20,7 @@ from typing import IO, Protocol
 import msgspec
 
 from mayros.errors import StartError
-from mayros.net.files import sync_directory
+from mayros.net.files import new_file, sync_directory
 
 FORMAT = 1
 MANIFEST, STORE = "manifest.json", "store/mayros.db"
@@ -53,11 +53,10 @@ class Packer:
     """Writes an archive beside `path`; `finish` gives it that name, `abandon` removes what there is. Raises StartError and OSError."""
 
     def __init__(self, path: str, manifest: Manifest) -> None:
-        folder, name = os.path.split(os.path.abspath(path))
-        self._path, self._folder = os.path.join(folder, name), folder
-        self._beside = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(6)}.tmp")
-        fd = os.open(self._beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        self._file = os.fdopen(fd, "wb")
+        self._path = os.path.abspath(path)
+        self._folder, name = os.path.split(self._path)
+        self._beside = os.path.join(self._folder, f".{name[:200]}.{secrets.token_hex(6)}.tmp")
+        self._file = new_file(self._beside)
         # No name and no time in the header: the same content gives the same bytes. Level 1: a store is mostly text, and must not take minutes.
         self._gzip = gzip.GzipFile("", "wb", 1, self._file, 0)
         self._tar = tarfile.open(fileobj=self._gzip, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  closed by finish
@@ -183,13 +182,14 @@ def _parts(name: str) -> list[str]:
 def _write(path: str, file: IO[bytes], mode: int, mtime: float) -> None:
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        target = new_file(path)
     except (FileExistsError, NotADirectoryError):
         raise _Unfit("it holds a name twice") from None
-    with os.fdopen(fd, "wb") as target:
+    with target:
         while data := file.read(_CHUNK):
             target.write(data)
         target.flush()
+        fd = target.fileno()
         os.fchmod(fd, 0o700 if mode & 0o100 else 0o600)
         moment = min(max(0.0, float(mtime)), _LATEST)
         os.utime(fd, (moment, moment))

@@ -1,4 +1,4 @@
-"""Copies of a SQLite store that are consistent while it is written, and a close look at one. For commands and migrations; imports errors only.
+"""Copies of a SQLite store that are consistent while it is written, and a close look at one. For commands and migrations; imports errors, net.files.
 
 What is in an archive of `mayros backup` beside the store is in archive.py.
 """
@@ -13,6 +13,7 @@ from contextlib import closing
 from urllib.parse import quote
 
 from mayros.errors import StartError
+from mayros.net.files import sync, sync_directory
 
 #: Pages of one step: between two of them Ctrl-C is heard.
 PAGES = 2_048
@@ -38,8 +39,8 @@ def copy_store(source: str, target: str, *, pages: int = PAGES, stepped: Callabl
             old.execute("SELECT count(*) FROM sqlite_master").fetchone()
             old.backup(new, pages=pages, progress=stepped)
             new.execute("PRAGMA journal_mode=DELETE")
-        _sync(target)
-        _sync(os.path.dirname(os.path.abspath(target)))
+        sync(target)
+        sync_directory(os.path.dirname(os.path.abspath(target)))
     except BaseException as error:
         for path in (target, *(target + end for end in BESIDE)):
             with contextlib.suppress(FileNotFoundError):
@@ -89,11 +90,3 @@ def _words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

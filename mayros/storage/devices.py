@@ -1,16 +1,16 @@
-"""Paired devices, their tokens and pairing requests, as rows. Decides nothing: core has the rules. Imports core.ports, database and tables."""
+"""Paired devices, their tokens and pairing requests, as rows. Decides nothing: core has the rules. Imports core, database, rows and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import msgspec
 import sqlalchemy as sa
 from twisted.internet.defer import Deferred
 
 from mayros.core.device_ports import DeviceRecord, DeviceToken, PairingRequest
 from mayros.storage.database import Database
+from mayros.storage.rows import put, record_of, row_of
 from mayros.storage.tables import device_requests, device_tokens, devices
 
 _Found = tuple[Sequence[DeviceRecord], Sequence[DeviceToken], Sequence[PairingRequest]]
@@ -18,26 +18,24 @@ _R = TypeVar("_R", DeviceRecord, DeviceToken, PairingRequest)
 
 #: Columns that are JSON lists of texts.
 _LISTS = ("roles", "scopes")
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(tuple[str, ...]).decode
 
 
 class SqlDevices:
-    """Implements `core.ports.DeviceStore`: each call is durable when its Deferred fires, in the order of the calls."""
+    """Implements `core.device_ports.DeviceStore`: each call is durable when its Deferred fires, in the order of the calls."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def load(self) -> Deferred[_Found]:
-        """See ports.DeviceStore."""
+        """See device_ports.DeviceStore."""
         return self._database.read(_load)
 
     def save_device(self, record: DeviceRecord) -> Deferred[None]:
-        """See ports.DeviceStore."""
-        return self._save(devices, devices.c.device_id, record)
+        """See device_ports.DeviceStore."""
+        return self._save(devices.c.device_id, record)
 
     def delete_device(self, device_id: str) -> Deferred[None]:
-        """See ports.DeviceStore."""
+        """See device_ports.DeviceStore."""
 
         def write(connection: sa.Connection) -> None:
             for table in (device_tokens, device_requests, devices):
@@ -46,30 +44,25 @@ class SqlDevices:
         return self._database.call(write)
 
     def save_token(self, token: DeviceToken) -> Deferred[None]:
-        """See ports.DeviceStore."""
-        return self._save(device_tokens, device_tokens.c.token_hash, token)
+        """See device_ports.DeviceStore."""
+        return self._save(device_tokens.c.token_hash, token)
 
     def delete_token(self, token_hash: bytes) -> Deferred[None]:
-        """See ports.DeviceStore."""
+        """See device_ports.DeviceStore."""
         return self._delete(device_tokens, device_tokens.c.token_hash, token_hash)
 
     def save_request(self, request: PairingRequest) -> Deferred[None]:
-        """See ports.DeviceStore."""
-        return self._save(device_requests, device_requests.c.device_id, request)
+        """See device_ports.DeviceStore."""
+        return self._save(device_requests.c.device_id, request)
 
     def delete_request(self, request_id: str) -> Deferred[None]:
-        """See ports.DeviceStore."""
+        """See device_ports.DeviceStore."""
         return self._delete(device_requests, device_requests.c.request_id, request_id)
 
-    def _save(self, table: sa.Table, one: sa.Column[Any], record: DeviceRecord | DeviceToken | PairingRequest) -> Deferred[None]:
+    def _save(self, one: sa.Column[Any], record: DeviceRecord | DeviceToken | PairingRequest) -> Deferred[None]:
         """In the place of the row that has the same value in the column `one`."""
-        values = {name: _encode(value).decode() if name in _LISTS else value for name, value in msgspec.structs.asdict(record).items()}
-
-        def write(connection: sa.Connection) -> None:
-            if not connection.execute(sa.update(table).where(one == values[one.name]).values(values)).rowcount:
-                connection.execute(sa.insert(table).values(values))
-
-        return self._database.call(write)
+        row = row_of(record, _LISTS)
+        return self._database.call(lambda connection: put(connection, row, one))
 
     def _delete(self, table: sa.Table, one: sa.Column[Any], value: str | bytes) -> Deferred[None]:
         def write(connection: sa.Connection) -> None:
@@ -89,4 +82,4 @@ def _load(connection: sa.Connection) -> _Found:
 
 def _records(connection: sa.Connection, table: sa.Table, kind: type[_R]) -> list[_R]:
     rows = connection.execute(sa.select(table).order_by(table.c.created_ms)).mappings()
-    return [msgspec.convert({str(name): _decode(value) if name in _LISTS else value for name, value in row.items()}, kind) for row in rows]
+    return [record_of(row, kind, _LISTS) for row in rows]

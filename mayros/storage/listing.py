@@ -66,7 +66,7 @@ def count(connection: sa.Connection) -> int:
 
 
 def page(connection: sa.Connection, query: SessionQuery) -> Sequence[SessionRow]:
-    """See ports.Sessions.list."""
+    """See session_ports.Sessions.list."""
     if query.search is not None and len(query.search) > _SEARCH_CHARACTERS:
         return ()
     return [_row(found) for found in connection.execute(select_page(query, connection.dialect.name))]
@@ -172,7 +172,7 @@ _NEWEST = (
 
 
 def transcript(connection: sa.Connection, key: str, limit: int) -> Transcript | None:
-    """See ports.Sessions.transcript; at most TRANSCRIPT_BYTES."""
+    """See session_ports.Sessions.transcript; at most TRANSCRIPT_BYTES."""
     row = find(connection, key)
     if row is None:
         return None

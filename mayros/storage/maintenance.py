@@ -68,16 +68,15 @@ class Maintenance:
         policy, now = self._policy(), self._now_ms()
         gone = 0
         try:
-            gone += await self._chunks(lambda connection: _prune_old(connection, now - policy.ttl))
-            excess = await self._database.read(_count) - policy.max_entries
-            while excess > 0 and not self._stopped:
-                went = await self._database.call(partial(_prune_oldest, count=min(excess, CHUNK)))
-                gone, excess = gone + went, excess - (went or excess)
-            gone += await self._chunks(lambda connection: _prune_keys(connection, now))
-            excess = await self._database.read(_count_keys) - MAX_KEYS
-            while excess > 0 and not self._stopped:
-                went = await self._database.call(partial(_prune_oldest_keys, count=min(excess, CHUNK)))
-                gone, excess = gone + went, excess - (went or excess)
+            for due, count, most, oldest in (
+                (partial(_prune_old, before_ms=now - policy.ttl), _count, policy.max_entries, _prune_oldest),
+                (partial(_prune_keys, now_ms=now), _count_keys, MAX_KEYS, _prune_oldest_keys),
+            ):
+                gone += await self._chunks(due)
+                excess = await self._database.read(count) - most
+                while excess > 0 and not self._stopped:
+                    went = await self._database.call(partial(oldest, count=min(excess, CHUNK)))
+                    gone, excess = gone + went, excess - (went or excess)
             while await self._database.call(purge) and not self._stopped:
                 pass
             await self._fold(now)

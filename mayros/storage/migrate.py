@@ -1,4 +1,4 @@
-"""Brings the schema up to date before anything uses the store. Imports engine; Alembic only when there is something to migrate.
+"""Brings the schema up to date before anything uses the store. Imports engine and net.files; Alembic only when there is something to migrate.
 
 The revision is read with plain SQL and compared with a constant: importing Alembic takes longer than all of the rest of opening. A new SQLite
 file is made under another name and renamed when it is complete, so a file of that name without a schema is always damage, never a start
@@ -12,6 +12,7 @@ import os
 import sqlalchemy as sa
 
 from mayros.errors import StartError
+from mayros.net.files import sync, sync_directory
 from mayros.storage.engine import BUSY_SECONDS, describe, make_engine, parse_url, start_error
 
 #: All revisions, oldest first; a test keeps them equal to the scripts.
@@ -69,17 +70,9 @@ def _ensure_file(url: sa.URL, busy_seconds: float) -> None:
         _upgrade(engine)
     finally:
         engine.dispose()  # the last connection to close puts the log into the file
-    _sync(new)
+    sync(new)
     os.rename(new, path)
-    _sync(os.path.dirname(path))
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(os.path.dirname(path))
 
 
 def _ensure_schema(engine: sa.Engine, url: sa.URL) -> None:
@@ -109,7 +102,7 @@ def _keep_copy(path: str, revision: str) -> None:
     copy_store(path, new)
     # One of an attempt that failed is replaced: the store was not changed by it.
     os.rename(new, kept)
-    _sync(os.path.dirname(path))
+    sync_directory(os.path.dirname(path))
 
 
 def current(engine: sa.Engine) -> str | None:

@@ -1,4 +1,4 @@
-"""Whole texts of tool results, for a day: files `<folder>/<agent>/<id>`, mode 0600. Implements core.ports.ResultStore; imports core and net.files.
+"""Whole texts of tool results, for a day: files `<folder>/<agent>/<id>`, mode 0600. Implements tool_ports.ResultStore; imports core and net.files.
 
 A reference is `result://<id>`, where the id begins with `u` if the text came from outside, else with `t`. Nothing but an id that was made here is
 ever part of a path.
@@ -16,7 +16,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from mayros.core.bounds import REFERENCE
-from mayros.net.files import read_bounded
+from mayros.core.keys import valid_agent_id
+from mayros.net.files import new_file, read_bounded
 
 log = Logger()
 
@@ -27,7 +28,6 @@ MOST_BYTES, TOTAL_BYTES = 8 << 20, 256 << 20
 PRUNE_SECONDS = 60.0
 
 _REFERENCE = re.compile(re.escape(REFERENCE) + r"([tu][0-9a-f]{32})")
-_AGENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class FileResults:
@@ -38,7 +38,7 @@ class FileResults:
         self._pruned = float("-inf")
 
     async def keep(self, agent_id: str, text: str, untrusted: bool) -> str | None:
-        """See ports.ResultStore."""
+        """See tool_ports.ResultStore."""
         name = ("u" if untrusted else "t") + secrets.token_hex(16)
         try:
             await self._in_thread(self._write, agent_id, name, text)
@@ -48,9 +48,9 @@ class FileResults:
         return REFERENCE + name
 
     def open(self, reference: str, agent_id: str) -> str | None:
-        """See ports.ResultStore."""
+        """See tool_ports.ResultStore."""
         found = _REFERENCE.fullmatch(reference)
-        if found is None or not _AGENT.fullmatch(agent_id):
+        if found is None or not valid_agent_id(agent_id):
             return None
         path = os.path.join(self._folder, agent_id, found[1])
         try:
@@ -61,16 +61,16 @@ class FileResults:
             return None
 
     def _write(self, agent_id: str, name: str, text: str) -> None:
-        if not _AGENT.fullmatch(agent_id):
+        if not valid_agent_id(agent_id):
             raise OSError(f"{agent_id!r} cannot be the name of a folder")
         folder = os.path.join(self._folder, agent_id)
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         os.makedirs(folder, mode=0o700, exist_ok=True)
         data = text.encode("utf-8", "replace")[:MOST_BYTES]
         path = os.path.join(folder, name)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        file = new_file(path)
         try:
-            with os.fdopen(fd, "wb") as file:  # not synced: what a power cut takes is only the middle of a long result
+            with file:  # not synced: what a power cut takes is only the middle of a long result
                 file.write(data)
         except OSError:
             os.unlink(path)

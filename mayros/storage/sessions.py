@@ -29,29 +29,29 @@ _encode = msgspec.json.Encoder().encode
 
 
 class SqlSessions:
-    """Implements `core.ports.Sessions` on the store of `turns`. `now_ms`: the wall clock in milliseconds."""
+    """Implements `core.session_ports.Sessions` on the store of `turns`. `now_ms`: the wall clock in milliseconds."""
 
     def __init__(self, database: Database, turns: SqlTurnStore, now_ms: Callable[[], int] = wall_ms) -> None:
         self._database, self._turns, self._now_ms = database, turns, now_ms
 
     def list(self, query: SessionQuery) -> Deferred[Sequence[SessionRow]]:
-        """See ports.Sessions."""
+        """See session_ports.Sessions."""
         return self._database.read(lambda connection: listing.page(connection, query))
 
     def count(self) -> Deferred[int]:
-        """See ports.Sessions."""
+        """See session_ports.Sessions."""
         return self._database.read(listing.count)
 
     def get(self, key: str) -> Deferred[SessionRow | None]:
-        """See ports.Sessions."""
+        """See session_ports.Sessions."""
         return self._database.read(lambda connection: listing.find(connection, key))
 
     def transcript(self, key: str, limit: int) -> Deferred[Transcript | None]:
-        """See ports.Sessions; of very long messages fewer than `limit` (16 MiB in all)."""
+        """See session_ports.Sessions; of very long messages fewer than `limit` (16 MiB in all)."""
         return self._database.read(lambda connection: listing.transcript(connection, key, limit))
 
     async def patch(self, key: SessionKey, changes: Mapping[str, object]) -> SessionRow:
-        """See ports.Sessions. Raises TypeError for a field that is none, msgspec.ValidationError for a value of the wrong type."""
+        """See session_ports.Sessions. Raises TypeError for a field that is none, msgspec.ValidationError for a value of the wrong type."""
         write_settings(msgspec.structs.replace(SessionSettings(), **changes))
         column, now, new_id, text = sessions.c, self._now_ms(), self._turns.session_id(key), str(key)
 
@@ -71,7 +71,7 @@ class SqlSessions:
         return row
 
     async def reset(self, key: SessionKey) -> SessionRow:
-        """See ports.Sessions."""
+        """See session_ports.Sessions."""
         now, new_id, text = self._now_ms(), self._turns.fresh(key).session_id, str(key)
 
         def write(connection: sa.Connection) -> SessionRow:
@@ -85,7 +85,7 @@ class SqlSessions:
         return await self._turns.change(text, write)
 
     async def delete(self, key: SessionKey) -> bool:
-        """See ports.Sessions. The session is gone with the first transaction; its entries follow in chunks, after a failure in a later sweep."""
+        """See session_ports.Sessions. It is gone with the first transaction; its entries follow in chunks, after a failure in a later sweep."""
         text = str(key)
         upsert_usage = self._database.statements.upsert_usage
         found = await self._turns.change(text, lambda connection: _forget(connection, text, upsert_usage))
@@ -94,7 +94,7 @@ class SqlSessions:
         return found
 
     async def append(self, key: SessionKey, message: msgspec.Raw, run_id: str, meta: EntryMeta) -> Entry:
-        """See ports.Sessions."""
+        """See session_ports.Sessions."""
         now, new_id, body = self._now_ms(), self._turns.session_id(key), bytes(message)
         entry = Entry(self._turns.entry_id(now), run_id, msgspec.Raw(body), now, meta)
         text, meta_text = body.decode(), _encode(meta).decode()

@@ -1,4 +1,4 @@
-"""Finds the skills of an agent on disk. Imports core.ports, core.routing, core.skills, net.rooted.
+"""Finds the skills of an agent on disk. Imports core.ports, core.routing, core.skills, net.rooted, recent.
 
 Looking happens in a thread, at most every few seconds for each agent; whoever asks meanwhile shares it. What did not change gives the same tuple
 again. A SKILL.md is read only when its size or time changed. Nothing outside of a folder of skills is read: a workspace is written by the model too.
@@ -11,9 +11,10 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -23,6 +24,7 @@ from mayros.core.routing import Agent
 from mayros.core.skills import Gate, Head, folders, gate_of, head_of
 from mayros.core.workspace_ports import Skill
 from mayros.net.rooted import MAX_LINKS, open_inside
+from mayros.storage.recent import Recent
 
 log = Logger()
 
@@ -37,18 +39,16 @@ _Heads = dict[str, tuple[_Stamp, Head | None]]
 class _Watched:
     """The skills that one agent has."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.skills: Recent[tuple[Skill, ...]] = Recent(clock, CHECK_SECONDS)
         self.heads: _Heads = {}
-        self.found: tuple[Skill, ...] | None = None
         #: What one agent's list of names leaves of it.
         self.shown: tuple[Agent, tuple[Skill, ...], tuple[Skill, ...]] | None = None
-        self.checked = 0.0
-        self.waiting: list[tuple[Agent, Deferred[Sequence[Skill]]]] | None = None
 
 
 class FileSkills:
-    """Implements core.ports.Skills. `clock` gives the seconds between two looks; `environ` is the private map of the start; `workspaces` are those
-    of all agents."""
+    """Implements workspace_ports.Skills. `clock` gives the seconds between two looks; `environ` is the private map of the start; `workspaces` are
+    those of all agents."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class FileSkills:
         self._settings = settings
         self._places.clear()
         for watched in self._agents.values():
-            watched.checked = float("-inf")
+            watched.skills.expire()
 
     def folders(self, agent: Agent) -> list[tuple[str, str]]:
         """Where an agent's skills may be, also outside of its workspace: its tools may read there. `(root, path)`: nothing outside of `root` counts.
@@ -89,20 +89,15 @@ class FileSkills:
         return found
 
     def skills(self, agent: Agent) -> Deferred[Sequence[Skill]]:
-        """See core.ports.Skills."""
+        """See core.workspace_ports.Skills."""
         watched = self._agents.get(agent.id)
         if watched is None:
-            watched = self._agents[agent.id] = _Watched()
-        if watched.found is not None and self._clock.seconds() - watched.checked < CHECK_SECONDS:
-            return succeed(_shown(agent, watched))
-        answer: Deferred[Sequence[Skill]] = Deferred(lambda _: None)
-        if watched.waiting is not None:
-            watched.waiting.append((agent, answer))
-            return answer
-        watched.waiting = [(agent, answer)]
+            watched = self._agents[agent.id] = _Watched(self._clock)
+        return watched.skills.get(partial(self._look, agent, watched), partial(_shown, agent, watched))
+
+    def _look(self, agent: Agent, watched: _Watched) -> Deferred[tuple[Skill, ...]]:
         looking = self._in_thread(lambda: _look(self.folders(agent), self._disabled(), watched.heads, self._environ))
-        looking.addErrback(self._failed, watched).addCallback(self._looked, watched)
-        return answer
+        return looking.addErrback(self._failed, watched).addCallback(self._looked, watched)
 
     def _disabled(self) -> frozenset[str]:
         return frozenset(name for name, entry in self._settings.entries.items() if not entry.enabled)
@@ -110,22 +105,17 @@ class FileSkills:
     @staticmethod
     def _failed(failure: Failure, watched: _Watched) -> tuple[tuple[Skill, ...], _Heads]:
         log.failure("The skills could not be looked for", failure)
-        return watched.found or (), watched.heads
+        return watched.skills.found or (), watched.heads
 
-    def _looked(self, result: tuple[tuple[Skill, ...], _Heads], watched: _Watched) -> None:
+    @staticmethod
+    def _looked(result: tuple[tuple[Skill, ...], _Heads], watched: _Watched) -> tuple[Skill, ...]:
         found, watched.heads = result
-        if found != watched.found:
-            watched.found = found
-        watched.checked = self._clock.seconds()
-        waiting, watched.waiting = watched.waiting or [], None
-        for agent, answer in waiting:
-            if not answer.called:
-                answer.callback(_shown(agent, watched))
+        known = watched.skills.found
+        return known if found == known and known is not None else found
 
 
-def _shown(agent: Agent, watched: _Watched) -> tuple[Skill, ...]:
+def _shown(agent: Agent, watched: _Watched, found: tuple[Skill, ...]) -> Sequence[Skill]:
     """What was found, as far as the agent may have it; the same tuple again as long as both are the same."""
-    found = watched.found or ()
     if agent.skills is None:
         return found
     if watched.shown is None or watched.shown[0] is not agent or watched.shown[1] is not found:

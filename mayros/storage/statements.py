@@ -109,7 +109,7 @@ class Statements:
         self.release_claim = self._text(sa.delete(idempotency).where(held, claim.state == sa.literal_column("'live'")), "scope_", "key_")
         #: (key,) -> (session_id, settings, label)
         self.select_session = self._text(sa.select(old.session_id, old.settings, old.label).where(old.key == sa.bindparam("key_")), "key_")
-        #: (session_id,) -> (id, run_id, body), oldest first
+        #: (session_id,) -> (id, run_id, body, kind), oldest first
         self.select_entries = self._text(
             sa.select(entries.c.id, entries.c.run_id, entries.c.body, entries.c.kind)
             .where(entries.c.session_id == sa.bindparam("session_id_"))

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from twisted.internet.defer import Deferred
 
-from mayros.core.ports import RunResult, Turn
+from mayros.core.ports import ModelTurn, RunResult, Turn
 from mayros.core.spending import Spent
 from mayros.core.usage_ports import Field, UsageQuery, UsageSum, day_of
 from mayros.events import Usage
@@ -78,12 +78,11 @@ def used(turn: Turn, result: RunResult, principal: str) -> Sequence[Used]:
     if result.provider is None or result.model is None:
         return ()
     day, agent_id, session_key = day_of(result.ended_at_ms), turn.agent.id, "" if turn.stateless else str(turn.session)
-    if not result.turns:
-        return (((day, agent_id, principal, session_key, result.provider, result.model), _counts(1, result.usage)),)
-    last = len(result.turns) - 1
+    turns = result.turns or (ModelTurn(result.provider, result.model, result.usage),)
+    last = len(turns) - 1
     return [
         ((day, agent_id, principal, session_key, one.provider, one.model), _counts(int(number == last), one.usage))
-        for number, one in enumerate(result.turns)
+        for number, one in enumerate(turns)
     ]
 
 

@@ -1,4 +1,4 @@
-"""The agents' own files for the prompt, and the starter files of a new workspace. Imports core.ports, core.routing, net.rooted.
+"""The agents' own files for the prompt, and the starter files of a new workspace. Imports core.ports, core.routing, net.rooted, recent.
 
 Reading happens in a thread, at most once a second for each workspace; whoever asks meanwhile shares it. Files that did not change give the
 same tuple again, so a prompt made from it can be kept by identity. A workspace is written by the model as well as by its owner: only regular
@@ -11,24 +11,24 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mayros.core.ports import Clock
 from mayros.core.routing import Agent
-from mayros.core.workspace_ports import WorkspaceFile
+from mayros.core.workspace_ports import BOOTSTRAP, WorkspaceFile
 from mayros.net.rooted import enter, open_inside
+from mayros.storage.recent import Recent
 
 log = Logger()
 
 #: In prompt order; of each group the first that is there.
 FILES: tuple[tuple[str, ...], ...] = (("AGENTS.md",), ("MAYROS.md", "SOUL.md"), ("TOOLS.md",), ("IDENTITY.md",), ("USER.md",))
-#: Once in a new workspace; the model deletes it. In a prompt only where it is there.
-BOOTSTRAP = "BOOTSTRAP.md"
 STATE = os.path.join(".mayros", "workspace-state.json")
 MAX_BYTES = 2 << 20
 MAX_STATE = 64 << 10
@@ -92,49 +92,32 @@ class _Snapshot:
         self.stamps, self.files = stamps, files
 
 
-class _Watched:
-    """One workspace folder."""
-
-    def __init__(self) -> None:
-        self.snapshot: _Snapshot | None = None
-        self.checked = 0.0
-        self.waiting: list[Deferred[Sequence[WorkspaceFile]]] | None = None
-
-
 class FileWorkspace:
-    """Implements `core.ports.Workspace`. `clock` gives the seconds between two checks."""
+    """Implements `core.workspace_ports.Workspace`. `clock` gives the seconds between two checks."""
 
     def __init__(self, clock: Clock, defer_to_thread: DeferToThread) -> None:
         self._clock, self._defer_to_thread = clock, defer_to_thread
-        self._folders: dict[str, _Watched] = {}
+        self._folders: dict[str, Recent[_Snapshot]] = {}
 
     def files(self, agent: Agent) -> Deferred[Sequence[WorkspaceFile]]:
         """The texts in prompt order, at most a second old. Never fails: what cannot be read is missing."""
         root = agent.workspace
         folder = self._folders.get(root)
         if folder is None:
-            folder = self._folders[root] = _Watched()
-        if folder.snapshot is not None and self._clock.seconds() - folder.checked < CHECK_SECONDS:
-            return succeed(folder.snapshot.files)
-        answer: Deferred[Sequence[WorkspaceFile]] = Deferred(lambda _: None)
-        if folder.waiting is not None:
-            folder.waiting.append(answer)
-            return answer
-        folder.waiting = [answer]
-        self._defer_to_thread(_look, root, folder.snapshot).addErrback(self._failed, root, folder).addCallback(self._looked, folder)
-        return answer
+            folder = self._folders[root] = Recent(self._clock, CHECK_SECONDS)
+        return folder.get(partial(self._look, root, folder), _files_of)
+
+    def _look(self, root: str, folder: Recent[_Snapshot]) -> Deferred[_Snapshot]:
+        return self._defer_to_thread(_look, root, folder.found).addErrback(self._failed, root, folder)
 
     @staticmethod
-    def _failed(failure: Failure, root: str, folder: _Watched) -> _Snapshot:
+    def _failed(failure: Failure, root: str, folder: Recent[_Snapshot]) -> _Snapshot:
         log.failure("Workspace {root} could not be read", failure, root=root)
-        return folder.snapshot or _Snapshot((), tuple(_missing(root, names[0]) for names in FILES))
+        return folder.found or _Snapshot((), tuple(_missing(root, names[0]) for names in FILES))
 
-    def _looked(self, snapshot: _Snapshot, folder: _Watched) -> None:
-        folder.snapshot, folder.checked = snapshot, self._clock.seconds()
-        waiting, folder.waiting = folder.waiting or [], None
-        for answer in waiting:
-            if not answer.called:
-                answer.callback(snapshot.files)
+
+def _files_of(snapshot: _Snapshot) -> Sequence[WorkspaceFile]:
+    return snapshot.files
 
 
 def _missing(root: str, name: str) -> WorkspaceFile:

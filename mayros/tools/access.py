@@ -56,21 +56,21 @@ class Access:
         full = resolve(agent, path)
         for root, below in self._readable(agent) if reading else ():
             # Those of its own workspace are opened as its other files are.
-            if root != agent.workspace and _inside(full, os.path.join(root, below).rstrip("/")):
+            if root != agent.workspace and inside(full, os.path.join(root, below).rstrip("/")):
                 return enter(root, os.path.relpath(full, root))
         check = self._check(agent)
         if not workspace_only:
             # Folders of the system are there or are not ours to make, except below the workspace.
             return enter("/", os.path.relpath(full, "/"), make=make, follow=follow, check=check)
         for root in (agent.workspace, os.path.realpath(agent.workspace)):
-            if _inside(full, root):
+            if inside(full, root):
                 return enter(agent.workspace, os.path.relpath(full, root), make=make, follow=follow, check=check)
         raise ToolFailed(f"{shown(path)}: it is outside of the workspace. Use a path relative to the workspace.")
 
     def foreign(self, agent: Agent, path: str) -> bool:
         """Whether a file, by its real path, is neither in the workspace nor among the skills: it was put there for others, by others."""
         own = [agent.workspace, *(os.path.join(root, below) for root, below in self._readable(agent))]
-        return not any(_inside(path, os.path.realpath(folder)) for folder in own)
+        return not any(inside(path, os.path.realpath(folder)) for folder in own)
 
     def _check(self, agent: Agent) -> Callable[[str], None]:
         workspace = _fold(os.path.realpath(agent.workspace))
@@ -79,12 +79,12 @@ class Access:
             own = os.path.join(real[folder], name)
             # Both the file and, where it is a symlink, its own name. A workspace that stands inside is one because somebody wanted it so.
             for path in (own, os.path.realpath(own)) if os.path.islink(own) else (own,):
-                closed.append((one := _fold(path), _inside(workspace, one)))
+                closed.append((one := _fold(path), inside(workspace, one)))
 
         def check(path: str) -> None:
             folded = _fold(path)
             for one, holds_workspace in closed:
-                if _inside(folded, one) and not (holds_workspace and _inside(folded, workspace)):
+                if inside(folded, one) and not (holds_workspace and inside(folded, workspace)):
                     raise PermissionError(errno.EPERM, "it is protected: it belongs to the gateway or to the system's account")
 
         return check
@@ -128,5 +128,6 @@ def _fold(path: str) -> str:
     return path.casefold()
 
 
-def _inside(path: str, folder: str) -> bool:
+def inside(path: str, folder: str) -> bool:
+    """Whether a path is a folder's, or below it; both absolute and normal."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")

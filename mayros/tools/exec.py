@@ -1,4 +1,4 @@
-"""The tool exec: a shell command in the agent's workspace. Imports core, net, tools.command, tools.jobs, tools.process.
+"""The tool exec: a shell command in the agent's workspace. Imports core, net, tools.access, tools.command, tools.jobs, tools.process.
 
 Whether the command may run is decided by the port Permission, on what it is given here: the command, the real folder, what the call adds to the
 environment, and which programs the line starts as far as that can be known.
@@ -22,6 +22,7 @@ from mayros.core.tool_ports import Tool, ToolContext, ToolResult
 from mayros.errors import ToolFailed
 from mayros.net.redact import Redactor
 from mayros.net.spawn import Spawner, environment, refused
+from mayros.tools.access import inside
 from mayros.tools.command import analyse
 from mayros.tools.jobs import Job, Jobs, within
 from mayros.tools.process import ProcessTool
@@ -94,7 +95,7 @@ class ExecTool:
         self._spawner, self._jobs, self._permission = spawner, jobs, permission
 
     async def call(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
-        """See ports.Tool."""
+        """See tool_ports.Tool."""
         try:
             asked = msgspec.convert(arguments, _Arguments)
         except msgspec.ValidationError as error:
@@ -175,7 +176,7 @@ def _folder(asked: _Arguments, agent: Agent) -> str:
         raise ToolFailed(f"The command is longer than {MAX_COMMAND} bytes. Write a script to a file, and run that.")
     workspace = os.path.realpath(agent.workspace)
     cwd = os.path.realpath(os.path.join(workspace, asked.workdir or "."))
-    if agent.fs.workspace_only and os.path.commonpath((workspace, cwd)) != workspace:
+    if agent.fs.workspace_only and not inside(cwd, workspace):
         raise ToolFailed("workdir must be inside the workspace.")
     if not os.path.isdir(cwd):
         raise ToolFailed(f"There is no folder {asked.workdir or workspace}. Make it first, or leave out workdir.")

@@ -1,4 +1,4 @@
-"""Which programs stay what they are: those that no agent, and nothing an agent runs, can change. Imports core.routing.
+"""Which programs stay what they are: those that no agent, and nothing an agent runs, can change. Imports core.routing, tools.access.
 
 Only they are worth an answer "always" (core/exec_rules.py): a program in a workspace, in /tmp or in ~/.local/bin is another one tomorrow.
 """
@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from mayros.core.routing import Agent
+from mayros.tools.access import inside
 
 #: Written by a group (also what an access list adds shows there) or by everybody.
 _SHARED = 0o022
@@ -38,4 +39,4 @@ def _reaches(agent: Agent, path: str) -> bool:
     patch = agent.exec.apply_patch
     if not agent.fs.workspace_only or (patch.enabled and not patch.workspace_only):
         return True
-    return os.path.commonpath((os.path.realpath(agent.workspace), path)) == os.path.realpath(agent.workspace)
+    return inside(path, os.path.realpath(agent.workspace))

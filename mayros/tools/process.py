@@ -75,7 +75,7 @@ class ProcessTool:
         self._jobs = jobs
 
     async def call(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
-        """See ports.Tool."""
+        """See tool_ports.Tool."""
         try:
             asked = msgspec.convert(arguments, _Arguments)
         except msgspec.ValidationError as error:

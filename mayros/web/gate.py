@@ -138,7 +138,7 @@ class Gate:
 
     def _limits(self, principal: Principal | None, now: float, counts: bool) -> tuple[bytes, ...]:
         """What the caller is told of its limits; `counts`: the request is one of those that are limited. Raises TooManyRequests."""
-        if principal is None or self._quotas is None or (principal.rpm is None and principal.day_tokens is None):
+        if principal is None or self._quotas is None:
             return ()
         quota = self._quotas.take(principal, now) if counts else self._quotas.look(principal, now)
         return () if quota is None else tuple(f"{name}: {value}".encode("ascii") for name, value in quota_headers(quota))

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, maybeDeferred
 
 from mayros.config.schema import Endpoint
-from mayros.core.asking import no_images
+from mayros.core.asking import some_see_images
 from mayros.core.bounds import wrapped
 from mayros.core.images import pictured
 from mayros.core.input_ports import Fetch, PdfReader
@@ -199,8 +199,8 @@ def _data_url(kind: str, data: bytes) -> bytes:
 def _check_models(turn: Turn) -> None:
     """Nothing is fetched for a model that could not look at it. (A session may have a model of its own, which is known later.)"""
     models = turn.agent.models if turn.model is None else (turn.model,)
-    if models and (turn.stateless or turn.model is not None) and not any("image" in model.input for model in models):
-        raise no_images(models[0].ref, "messages")
+    if turn.stateless or turn.model is not None:
+        some_see_images(models, "messages")
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

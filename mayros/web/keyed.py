@@ -12,22 +12,22 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 from twisted.internet.defer import CancelledError
-from twisted.internet.task import deferLater
 
 from mayros.core.address import Headers
 from mayros.core.claims import Asked, Claims, Found, shielded
 from mayros.core.config_ports import ConfigControl
 from mayros.core.limits import Budget
+from mayros.core.pause import pause
 from mayros.core.ports import Claim, Idempotency, Principal, Run, RunResult, Runs, Turn
-from mayros.errors import GatewayError, InvalidRequest, RunAborted, StreamNotKept, Unavailable, class_of
+from mayros.errors import GatewayError, InvalidRequest, RunAborted, StreamNotKept, class_of
 from mayros.events import CallerCallDelta, Event, TextDelta
 from mayros.web.answers import final_error, say_model, stream_headers
 from mayros.web.inputs import Inputs
-from mayros.web.request import GatewayRequest, reply
+from mayros.web.request import GatewayRequest, reply, reserve
 from mayros.web.shared import Follower, SharedStream, SharedStreams
 from mayros.web.sse import Ticker
 from mayros.web.turns import turn_of
-from mayros.wire.chat_answers import DONE, Stream, completion
+from mayros.wire.chat_answers import Stream, completion
 
 KEY, RESUME = "Idempotency-Key", "Last-Event-ID"
 #: So much of a body is hashed at once, in a few milliseconds.
@@ -129,8 +129,7 @@ class Keyed:
 
         def take(count: int) -> None:
             nonlocal share
-            if not self._bodies.take(count):
-                raise Unavailable("There is no room for the body right now. Try again shortly.")
+            reserve(self._bodies, count)
             share += count
 
         async def start(claim: Claim) -> Run:
@@ -169,7 +168,7 @@ class Keyed:
         with memoryview(body) as view:
             for start in range(0, len(view), SLICE):
                 if start:
-                    await deferLater(self._ticker.clock, 0)  # type: ignore[arg-type]  # others have their turn
+                    await pause(self._ticker.clock, 0)  # others have their turn
                 digest.update(view[start : start + SLICE])
         return digest.digest()
 
@@ -247,9 +246,9 @@ class Keyed:
         frames = Stream(result.run_id, result.started_at_ms // 1000, answer.model)
         said: list[Event] = [TextDelta(result.text)] if result.text else []
         said += [CallerCallDelta(place, call.function.arguments, call.id, call.function.name) for place, call in enumerate(result.calls)]
-        usage = frames.usage(result.usage) if answer.include_usage else b""
         stream_headers(request)
-        request.write(frames.role() + frames.deltas(said) + frames.finish(result.finish_reason) + usage + DONE)
+        end = frames.end(result.finish_reason, result.usage if answer.include_usage else None)
+        request.write(frames.role() + frames.deltas(said) + end)
         request.finish()
 
 

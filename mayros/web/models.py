@@ -8,6 +8,7 @@ from __future__ import annotations
 from urllib.parse import unquote_to_bytes
 
 from mayros.core.ports import Principal
+from mayros.core.reach import may_use
 from mayros.core.routing import Settings
 from mayros.errors import AgentNotFound
 from mayros.wire.models import ModelObject
@@ -21,7 +22,7 @@ def listed(settings: Settings, principal: Principal) -> dict[str, ModelObject]:
     return {
         name: ModelObject(id=name, created=created, name=directory.agents[agent_id].name or agent_id)
         for name, agent_id in ids.items()
-        if principal.agents is None or agent_id in principal.agents
+        if may_use(principal, agent_id)
     }
 
 

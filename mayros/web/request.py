@@ -17,6 +17,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from mayros.core.address import Address
 from mayros.core.address import Headers as HeaderLines
 from mayros.core.keys import new_id
+from mayros.core.limits import Budget
 from mayros.core.ports import Principal
 from mayros.core.quota import TooManyRequests, quota_headers
 from mayros.core.tracing import Trace
@@ -107,8 +108,7 @@ class GatewayRequest(Request):
 
     def take(self, count: int) -> None:
         """Set bytes of the body budget aside for this request, until it is finished. Raises Unavailable."""
-        if not self.channel.site.bodies.take(count):
-            raise Unavailable("There is no room for the body right now. Try again shortly.")
+        reserve(self.channel.site.bodies, count)
         self._share += count
 
     def handleContentChunk(self, data: bytes) -> None:
@@ -199,17 +199,21 @@ class GatewayRequest(Request):
 
     def connectionLost(self, reason: Failure) -> None:
         """The client left: whoever works for it is cancelled."""
-        site = self.channel.site
         task, self.task = self.task, None
         if task is not None:
             task.cancel()
-        if self._share:
-            site.bodies.give(self.take_share())
+        self.give_share()
         self.body = b""
         if self.request_id and self._dropped < 0 and not self.upgrade:
             self.code = 499
-            site.log(self)
+            self.channel.site.log(self)
         super().connectionLost(reason)
+
+
+def reserve(bodies: Budget, count: int) -> None:
+    """Set bytes of the budget of all bodies aside. Raises Unavailable."""
+    if not bodies.take(count):
+        raise Unavailable("There is no room for the body right now. Try again shortly.")
 
 
 def error_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:

@@ -17,7 +17,7 @@ from mayros.errors import GatewayError
 from mayros.events import Event, ModelAnswered, RunStarted
 from mayros.web.request import GatewayRequest
 from mayros.web.sse import PushedAnswer, Ticker
-from mayros.wire.chat_answers import DONE, Stream
+from mayros.wire.chat_answers import Stream
 from mayros.wire.sse import numbered
 
 #: How long, and how many, streams that have ended can be followed.
@@ -75,8 +75,7 @@ class SharedStream:
         """The turn is committed."""
         if not self.journal.last:
             self._append(self.frames.role())
-        usage = self.frames.usage(result.usage) if include_usage else b""
-        self._end(self.frames.finish(result.finish_reason) + usage + DONE)
+        self._end(self.frames.end(result.finish_reason, result.usage if include_usage else None))
 
     def fail(self, error: GatewayError) -> None:
         """The run ended with an error. Where something was said, it is the last event; clients that have heard nothing get it as their answer."""
@@ -127,11 +126,6 @@ class Follower(PushedAnswer):
         self._shared, self._at = shared, at
         self.done: Deferred[bool] = Deferred()
         shared.follow(self)
-
-    @property
-    def paused(self) -> bool:
-        """Whether the client is slow at the moment."""
-        return self._resumed is not None
 
     def take(self, before: int, data: bytes) -> None:
         """What comes after the event `before`; for a client that is behind it is in the journal, too."""

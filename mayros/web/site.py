@@ -63,10 +63,11 @@ class GatewaySite(Site):
         body_seconds: float = 60.0,
         head_seconds: float = IDLE_SECONDS,
     ) -> None:
-        super().__init__(resource, timeout=min(IDLE_SECONDS, head_seconds), reactor=reactor, parsePOSTFormSubmission=False)
+        super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
+        self.limit(body_seconds, head_seconds)
         self.gate, self.bodies, self.connections = gate, bodies, connections
         self.channels: set[GatewayChannel] = set()
-        self.body_seconds, self._record, self._wall = body_seconds, record, wall
+        self._record, self._wall = record, wall
         self._block: tuple[int, bytes] = (0, b"")
 
     def limit(self, body_seconds: float, head_seconds: float) -> None:

@@ -17,7 +17,7 @@ from mayros.core.ports import Clock, RunResult
 from mayros.errors import GatewayError
 from mayros.events import Event, ModelAnswered
 from mayros.web.request import GatewayRequest
-from mayros.wire.chat_answers import DONE, PING, Stream
+from mayros.wire.chat_answers import PING, Stream
 
 PING_SECONDS = 15.0
 START_SECONDS = 10.0
@@ -174,8 +174,7 @@ class EventStream(PushedAnswer):
         if request is None:
             return
         head = b"" if self._started else self._start(request)
-        usage = self._frames.usage(result.usage) if include_usage else b""
-        request.write(head + self._frames.finish(result.finish_reason) + usage + DONE)
+        request.write(head + self._frames.end(result.finish_reason, result.usage if include_usage else None))
         self.abandon()
         request.finish()
 

@@ -131,6 +131,10 @@ class Stream:
         """The chunk with no choices that clients ask for by `stream_options.include_usage`."""
         return self._head + b'],"usage":' + _encode(_usage(usage)) + b"}\n\n"
 
+    def end(self, reason: FinishReason | None, usage: Usage | None) -> bytes:
+        """All that stands behind the last word of an answer that is complete; `usage` None: it was not asked for."""
+        return self.finish(reason) + (self.usage(usage) if usage is not None else b"") + DONE
+
     @staticmethod
     def error(error: GatewayError) -> bytes:
         """An error after the first byte; the stream ends after it, without DONE."""

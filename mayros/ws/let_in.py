@@ -17,7 +17,7 @@ REASONS = {"secret": "gateway secret changed", "proxy": "proxy rules changed"}
 
 
 class Connection(Protocol):
-    """A connection, as its session is seen from here."""
+    """A connection, as its session is seen by those who may end it."""
 
     def end(self, code: int, reason: str) -> None: ...
 

@@ -17,10 +17,15 @@ class SendBudget:
     """Bytes that may wait for all clients together (`total`) and for one of them (`each`)."""
 
     def __init__(self, total: int, each: int) -> None:
-        self.total, self.each, self.held = total, min(each, total), 0
+        self.held = 0
+        self.limit(total, each)
         #: How many clients were given up.
         self.given_up = 0
         self._slow: set[Outbox] = set()
+
+    def limit(self, total: int, each: int) -> None:
+        """Hold these limits from now on."""
+        self.total, self.each = total, min(each, total)
 
     def grew(self, outbox: Outbox, size: int) -> None:
         """Count `size` more bytes; gives up whom it must."""

@@ -6,20 +6,14 @@ Connections of devices are known here by device, because when a device's tokens 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from mayros.core.device_ports import PairingRequest
 from mayros.core.devices import Decision
 from mayros.core.ports import Clock
 from mayros.ws.broadcast import Broadcaster
+from mayros.ws.let_in import Connection
 
 SCOPE = "operator.pairing"
-
-
-class Connection(Protocol):
-    """A connection of a device, as its session is seen from here."""
-
-    def end(self, code: int, reason: str) -> None: ...
 
 
 class DeviceConnections:

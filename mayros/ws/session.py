@@ -124,12 +124,12 @@ class Session:
         gateway = self.gateway
         gateway.broadcaster.lost(self)
         self._early.clear()
-        if self.admitted is not None and self.admitted.device_id is not None:
-            gateway.device_connections.lost(self.admitted.device_id, self)
-        if self.admitted is not None and self.admitted.held is not None:
-            gateway.token_sockets.lost(self.admitted.held.principal.id, self)
-        if self.admitted is not None:
-            gateway.let_in.lost(self.admitted.way, self)
+        if (admitted := self.admitted) is not None:
+            if admitted.device_id is not None:
+                gateway.device_connections.lost(admitted.device_id, self)
+            if admitted.held is not None:
+                gateway.token_sockets.lost(admitted.held.principal.id, self)
+            gateway.let_in.lost(admitted.way, self)
         if self._present is not None and gateway.presence.disconnected(self._present, gateway.now_ms()):
             gateway.broadcaster.presence_changed()
         for task in tuple(self._tasks):

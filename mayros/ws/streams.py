@@ -175,10 +175,7 @@ class RunStream:
         if event.outcome == "error":
             error = _encode(_message(event.error) if event.error is not None else GatewayError().message)
             return self._chat(b"error", self.seq, (b',"errorMessage":', error))
-        message: tuple[bytes | bytearray, ...] = ()
-        if speaks(text):
-            inside = _encode(text.strip())[1:-1]
-            message = (b",", *_message_of(inside, now_ms)) if len(inside) <= MAX_TEXT else (b",", *_message_of(OMITTED, now_ms), b",", OVERSIZED)
+        message = _said(text.strip(), now_ms) if speaks(text) else ()
         if event.outcome == "ok":
             return self._chat(b"final", self.seq, message)
         return self._chat(b"aborted", self.seq, (*message, b',"stopReason":', _encode(reason)))
@@ -195,11 +192,16 @@ def _json_of(arguments: str) -> bytes:
         return _encode(arguments)
 
 
+def _whole(text: str) -> tuple[bytes, tuple[bytes, ...]]:
+    """A text that is told at once, as the inside of a JSON string, and what the payload says beside it."""
+    inside = _encode(text)[1:-1]
+    return (inside, ()) if len(inside) <= MAX_TEXT else (OMITTED, (b",", OVERSIZED))
+
+
 def _output(key: bytes, text: str) -> tuple[bytes, ...]:
     """What a tool put out, as one more key."""
-    inside = _encode(text)[1:-1]
-    shown, marker = (inside, b"") if len(inside) <= MAX_TEXT else (OMITTED, b"," + OVERSIZED)
-    return b',"%b":{"content":[{"type":"text","text":"' % key, shown, b'"}]}', marker
+    shown, marker = _whole(text)
+    return b',"%b":{"content":[{"type":"text","text":"' % key, shown, b'"}]}', *marker
 
 
 def _message_of(text: bytes | bytearray, now_ms: int) -> tuple[bytes | bytearray, ...]:
@@ -207,12 +209,15 @@ def _message_of(text: bytes | bytearray, now_ms: int) -> tuple[bytes | bytearray
     return b'"message":{"role":"assistant","content":[{"type":"text","text":"', text, b'"}],"timestamp":%d}' % now_ms
 
 
+def _said(text: str, now_ms: int) -> tuple[bytes | bytearray, ...]:
+    """A whole answer as a chat message, as one more key."""
+    shown, marker = _whole(text)
+    return (b",", *_message_of(shown, now_ms), *marker)
+
+
 def chat_final(run_id: str, session: str, text: str | None, now_ms: int) -> bytes:
     """`chat`: the answer of something that was no run of a model. No text: no message."""
-    message: Sequence[bytes | bytearray] = ()
-    if text:
-        inside = _encode(text)[1:-1]
-        message = (b",", *_message_of(inside if len(inside) <= MAX_TEXT else OMITTED, now_ms), *((b",", OVERSIZED) if len(inside) > MAX_TEXT else ()))
+    message = _said(text, now_ms) if text else ()
     return b"".join((b'{"runId":%b,"sessionKey":%b,"seq":0,"state":"final"' % (_encode(run_id), _encode(session)), *message, b"}"))
 
 

@@ -1,24 +1,21 @@
-"""The connections of tokens: they end when their secret does, and with a token that is revoked ends what it has going on. Imports mayros.core."""
+"""The connections of tokens: they end when their secret does, and with a token that is revoked ends what it has going on.
+
+Imports mayros.core and mayros.ws.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall
 
 from mayros.core.ports import Clock, Runs
 from mayros.core.token_ports import Held
 from mayros.errors import RunAborted
+from mayros.ws.let_in import Connection
 
 #: The longest wait at a time, in seconds: a clock may be set, and a year is too long for some.
 _LONGEST = 3_600.0
-
-
-class Connection(Protocol):
-    """A connection of a token, as its session is seen from here."""
-
-    def end(self, code: int, reason: str) -> None: ...
 
 
 class _Open:

@@ -130,9 +130,7 @@ async def _run(session: Session, request_id: str, turn: Turn, shown: Sequence[Im
             return await commands.run(gateway, renewal, turn, principal, claim, accepted)
         return submit(gateway, turn, principal, claim, accepted)
 
-    async def begin(claim: Claim) -> Run | RunResult:
-        return await within_budget(gateway, turn, shown, partial(start, claim))
-
+    begin = partial(within_budget, gateway, turn, shown, start)
     work, fresh = await obtain(gateway, f"ws:agent:{principal.id}", turn.run_id, str(turn.session), digest, begin)
     if not isinstance(work, RunResult):
         session.started(work)

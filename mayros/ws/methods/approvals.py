@@ -69,16 +69,6 @@ class AllowedEntry(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_f
     last_resolved_path: str | None = None
 
 
-class AgentRules(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
-    """What is kept for one agent; `*`: for any that has none of its own. `auto_allow_skills` has no effect."""
-
-    security: ExecSecurity | None = None
-    ask: ExecAsk | None = None
-    ask_fallback: ExecSecurity | None = None
-    auto_allow_skills: bool | None = None
-    allowlist: tuple[AllowedEntry, ...] = ()
-
-
 class DefaultRules(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
     """What is kept for all agents."""
 
@@ -86,6 +76,12 @@ class DefaultRules(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_f
     ask: ExecAsk | None = None
     ask_fallback: ExecSecurity | None = None
     auto_allow_skills: bool | None = None
+
+
+class AgentRules(DefaultRules, frozen=True):
+    """What is kept for one agent; `*`: for any that has none of its own. `auto_allow_skills` has no effect."""
+
+    allowlist: tuple[AllowedEntry, ...] = ()
 
 
 class RulesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,8 +120,7 @@ def approval_request(session: Session, request: Request) -> None:
     )
     approval = gateway.approvals.ask(question, params.timeout_ms or DEFAULT_MS, params.id)
     if params.two_phase:
-        times = {"createdAtMs": approval.created_ms, "expiresAtMs": approval.expires_ms}
-        session.reply(request.id, {"status": "accepted", "id": approval.id, **times})
+        session.reply(request.id, {"status": "accepted", "id": approval.id, **_times(approval)})
     session.spawn(request.id, _decided(session, request.id, approval))
 
 
@@ -140,8 +135,11 @@ def approval_wait(session: Session, request: Request) -> None:
 
 async def _decided(session: Session, request_id: str, approval: Approval) -> None:
     decision = await session.gateway.approvals.decision(approval)
-    times = {"createdAtMs": approval.created_ms, "expiresAtMs": approval.expires_ms}
-    session.reply(request_id, {"id": approval.id, "decision": decision, **times})
+    session.reply(request_id, {"id": approval.id, "decision": decision, **_times(approval)})
+
+
+def _times(approval: Approval) -> Mapping[str, int]:
+    return {"createdAtMs": approval.created_ms, "expiresAtMs": approval.expires_ms}
 
 
 def approval_resolve(session: Session, request: Request) -> None:
@@ -222,7 +220,7 @@ def _parsed(file: RulesFile) -> tuple[list[AllowedExec], dict[str, ExecPolicy]]:
     return entries, policies
 
 
-def _policy(rules: AgentRules | DefaultRules) -> ExecPolicy:
+def _policy(rules: DefaultRules) -> ExecPolicy:
     return ExecPolicy(rules.security, rules.ask, rules.ask_fallback, rules.auto_allow_skills)
 
 

@@ -6,20 +6,21 @@ no image is left out; a picture of a kind that models do not take is refused, be
 
 from __future__ import annotations
 
-import binascii
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b, sha256
 from typing import TYPE_CHECKING
 
 import msgspec
 from twisted.logger import Logger
 
-from mayros.core.asking import no_images
+from mayros.core.asking import some_see_images
+from mayros.core.claims import Start
 from mayros.core.images import Image, media_type, pictured
-from mayros.core.ports import Run, RunResult, Turn
+from mayros.core.ports import Claim, Run, RunResult, Turn
 from mayros.errors import InvalidRequest, Unavailable
 from mayros.wire.frames import Request, canonical
+from mayros.wire.lift import beginning, is_base64, size
 
 if TYPE_CHECKING:
     from mayros.ws.context import Gateway
@@ -32,9 +33,8 @@ ATTACHMENTS = "attachments"
 _MAX_ATTACHMENTS = 64
 _MAX_LABEL = 64
 _DATA_URL = re.compile(r"data:[^,]{0,256};base64,", re.IGNORECASE)
-_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-#: Characters of base64 that hold what tells one kind from another.
-_HEAD = 32
+#: Bytes that tell one kind from another.
+_HEAD = 24
 
 
 class Attachment(msgspec.Struct, frozen=True, rename="camel"):
@@ -69,15 +69,16 @@ def _image(attachment: Attachment, label: str) -> Image | None:
     prefix = _DATA_URL.match(text)
     if prefix is not None:
         text = text[prefix.end() :]
-    size = len(text) // 4 * 3 - text[-2:].count("=")
-    if size > MAX_BYTES:
-        raise InvalidRequest(f"attachment {label}: exceeds size limit ({size} > {MAX_BYTES} bytes)")
+    data = text.encode("ascii", "replace")  # "?" is no base64 either
+    count = size(data)
+    if count > MAX_BYTES:
+        raise InvalidRequest(f"attachment {label}: exceeds size limit ({count} > {MAX_BYTES} bytes)")
     # Whole images are not decoded: only their beginning is needed.
-    if len(text) % 4 or not text.isascii() or text.encode().translate(None, _ALPHABET) not in (b"", b"=", b"==") or "=" in text.rstrip("="):
+    if not is_base64(data):
         raise InvalidRequest(f"attachment {label}: invalid base64 content")
-    kind = media_type(binascii.a2b_base64(text[:_HEAD]))
+    kind = media_type(beginning(data, _HEAD))
     if kind is not None:
-        return Image(kind, text, size)
+        return Image(kind, text, count)
     claimed = (attachment.mime_type or (prefix[0][5:] if prefix is not None else "") or attachment.type or "").strip().lower()
     if claimed.startswith("image"):
         raise InvalidRequest(f"attachment {label}: is no PNG, JPEG, GIF or WebP image")
@@ -96,26 +97,26 @@ def check_model(gateway: Gateway, turn: Turn, chosen: str | None) -> None:
     """Raises InvalidRequest where none of the models that the run may ask takes images. `chosen`: the session's own model."""
     own = gateway.config.current.catalogue.find(chosen) if chosen is not None else None
     models = turn.agent.models if own is None else (own,)
-    if models and pictured(turn.messages) and not any("image" in model.input for model in models):
-        raise no_images(models[0].ref)
+    if pictured(turn.messages):
+        some_see_images(models)
 
 
-async def within_budget(gateway: Gateway, turn: Turn, found: Sequence[Image], start: Callable[[], Awaitable[Run | RunResult]]) -> Run | RunResult:
+async def within_budget(gateway: Gateway, turn: Turn, found: Sequence[Image], start: Start, claim: Claim) -> Run | RunResult:
     """Start a run with images, which all runs together keep within a budget until they have ended. Raises Unavailable, and what `start` raises."""
-    size = sum(len(image.data) for image in found)
-    if not size:
-        return await start()
+    length = sum(len(image.data) for image in found)
+    if not length:
+        return await start(claim)
     row = await gateway.sessions.get(str(turn.session))
     check_model(gateway, turn, None if row is None else row.settings.model)
-    if not gateway.image_budget.take(size):
+    if not gateway.image_budget.take(length):
         raise Unavailable("There is no room for more images right now. Try again shortly.", retry_after=5)
     try:
-        work = await start()
+        work = await start(claim)
     except BaseException:
-        gateway.image_budget.give(size)
+        gateway.image_budget.give(length)
         raise
     if isinstance(work, RunResult):
-        gateway.image_budget.give(size)
+        gateway.image_budget.give(length)
     else:
-        work.ended().addCallback(lambda _: gateway.image_budget.give(size))
+        work.ended().addCallback(lambda _: gateway.image_budget.give(length))
     return work

@@ -126,9 +126,7 @@ async def _send(session: Session, request_id: str, turn: Turn, shown: Sequence[I
                 _tell_failure(gateway, turn, error)
             raise
 
-    async def begin(claim: Claim) -> Run | RunResult:
-        return await within_budget(gateway, turn, shown, partial(start, claim))
-
+    begin = partial(within_budget, gateway, turn, shown, start)
     try:
         work, fresh = await obtain(gateway, f"ws:chat:{principal.id}", turn.run_id, str(turn.session), digest, begin)
     except GatewayError:

@@ -66,11 +66,7 @@ def effort(thinking: str | None) -> str | None:
 
 def model_of(settings: Settings, text: str) -> Model:
     """The model of an alias, of `provider/model`, or of an id that only one listed model has. Raises InvalidRequest."""
-    wanted = text.strip()
-    for full, entry in settings.config.agents.defaults.models.items():
-        if entry.alias and entry.alias.lower() == wanted.lower():
-            wanted = full
-            break
+    wanted = settings.directory.full(text.strip())
     model = settings.catalogue.find(wanted)
     if model is None:
         same = [model for model in settings.catalogue.models.values() if model.id == wanted]
