@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, ensureDeferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mayros.config.schema import ToolsExec
@@ -171,6 +171,27 @@ class RunTests(ExecCase):
         shown = await self.text("test -t 1 && printf '\\033[31mred\\033[0m\\n'; ps -o pid=,pgid=,sid= -p $$", pty=True)
         first, second = shown.split("\n")
         self.assertEqual((first, len(set(second.split()))), ("red", 1))
+
+    async def test_it_gives_way_to_the_gateway(self) -> None:
+        """Commands and what they start run at a lower priority than the gateway, and their ends are dealt with one in a turn of the reactor."""
+        wanted = str(os.nice(0) + 5)
+        self.assertEqual(await self.text("nice; sh -c nice"), f"{wanted}\n{wanted}")
+        if os.path.exists("/proc/self/autogroup") and os.geteuid() == 0:  # the kernel lets others change one in 100 ms only
+            self.assertIn("nice 5", await self.text("cat /proc/self/autogroup"))
+
+        turns = 0
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            ticking[0] = reactor.callLater(0, turn)
+
+        ticking = [reactor.callLater(0, turn)]
+        ended: list[int] = []
+        calls = [self.call("true").addCallback(lambda _: ended.append(turns)) for _ in range(12)]
+        await DeferredList(calls, fireOnOneErrback=True)
+        ticking[0].cancel()
+        self.assertEqual(len(set(ended)), 12, ended)
 
     async def test_a_system_without_the_small_programs(self) -> None:
         """Neither setsid(1) nor setpriv(1): it leads its session all the same."""

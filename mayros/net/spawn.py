@@ -8,6 +8,7 @@ What `spawnProcess` alone does not give:
 - What left the group (daemons), and what a gateway that died left behind, is found by its marks: a variable, and a limit that `env -i` keeps.
 - It gets SIGTERM when the gateway dies, through setpriv(1) where there is one.
 - Its environment is made from a list of allowed names.
+- It gives way to the gateway where processors are short (nice(2); the kernel's groups for sessions of a terminal too, where they are on).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ REFUSED_PREFIXES = ("BASH_FUNC_", "DYLD_", "GIT_", "LD_", "MAYROS_", "NPM_CONFIG
 GRACE = marks.KILL_GRACE
 CANCELLED_GRACE = 0.8  # where the run is over: nothing is left after a second
 LEFT_GRACE = 0.3  # for what a command left behind when it ended by itself
+NICE = 5
 LINGER = 0.2  # seconds for the last output of a command that is gone; a grandchild may hold its pipe for ever
 PIPE_MAX = 1 << 20  # bytes that a pipe can hold
 FULL, MORE = 8192, 56 * 1024  # bytes that Twisted reads at a time, and what is read after them where there are more: large outputs cost less
@@ -87,7 +89,7 @@ class Spawner:
         self.live: set[Command] = set()
         self.used = False  # something was started
         self._stopping = False
-        self._started = False  # something, in this turn of the reactor
+        self._taken = False  # this turn of the reactor
         self._death: list[str] = []
         setpriv, setsid = which("setpriv"), which("setsid")
         if setpriv and os.path.basename(os.path.realpath(setpriv)) == "setpriv":  # that of busybox does not know how
@@ -96,11 +98,11 @@ class Spawner:
         self._leader = [setsid] if setsid else shim
 
     async def turn(self) -> None:
-        """Wait for one's turn to start something: fifty in a row would hold the reactor for a quarter of a second."""
-        while self._started:
+        """Wait for one's turn to do what takes a while, a start or an end: fifty in a row would hold the reactor for a quarter of a second."""
+        while self._taken:
             await marks.pause(self.reactor, 0)
-        self._started = True
-        self.reactor.callLater(0, setattr, self, "_started", False)
+        self._taken = True
+        self.reactor.callLater(0, setattr, self, "_taken", False)
 
     def start(
         self,
@@ -124,7 +126,8 @@ class Spawner:
         mark = self.marks.new()
         started = Command(self, mark, on_output, can_write=pty or stdin, pty=pty)
         # The folder is entered in the child: asked to do it, Twisted would fork. Shells call the limit of file locks -w or -x, or do not have it.
-        script = '{ ulimit -w "$3" || ulimit -x "$3"; } 2> /dev/null; exec 2>&1; cd -- "$1" || exit 126; exec /bin/sh -c "$2"'
+        limits = f'ulimit -w "$3" || ulimit -x "$3"; echo {NICE} > /proc/$$/autogroup;'
+        script = f'{{ {limits} }} 2> /dev/null; exec 2>&1; cd -- "$1" || exit 126; exec /bin/sh -c "$2"'
         argv = [*([] if pty else self._leader), *self._death, "/bin/sh", "-c", script, "sh", cwd, command, str(marks.limit(mark))]
         env = {**env, marks.VARIABLE: mark}
         if pty:
@@ -250,6 +253,7 @@ class Command(ProcessProtocol):
         """It runs."""
         self.pid = self.transport.pid if self.transport is not None else 0
         self._spawner.live.add(self)
+        os.setpriority(os.PRIO_PROCESS, self.pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICE))
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         """It wrote something."""
@@ -301,7 +305,7 @@ class Command(ProcessProtocol):
         if not self.keep:
             await self._clear(LEFT_GRACE if self.why == "exit" else max(0.0, self._deadline - reactor.seconds()))
             return
-        self._fire_ended()
+        await self._tell()
         if self._silent:
             self._over()
 
@@ -316,10 +320,11 @@ class Command(ProcessProtocol):
             await marked.clear(self._mark, deadline - reactor.seconds(), group=group, send=self._signal_group)
         if self.transport is not None:
             self.transport.loseConnection()
-        self._fire_ended()
+        await self._tell()
         self._over()
 
-    def _fire_ended(self) -> None:
+    async def _tell(self) -> None:
+        await self._spawner.turn()  # the end of its output is looked through then
         self.has_ended = True
         waiting, self._ended = self._ended, []
         for one in waiting:
