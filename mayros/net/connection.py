@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to a server: a Protocol round httptools' C parser, one exchange at a time, and the response as its consumer sees it.
 
 Used through net/http.py. Everything the server sends is bounded: heads, chunk lines and trailers, and what is held for a slow consumer. No
-redirect, no cookie, no compression. Imports net.upload.
+redirect, no cookie, no compression. Imports net.sending, net.upload.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from mayros.net.sending import send
 from mayros.net.upload import LARGE, Upload
 
 HEAD_LIMIT = 64 * 1024  # bytes in a row that are not body: status line, headers, chunk lines, trailers
@@ -134,7 +135,7 @@ class Connection(protocol.Protocol):
         if sum(map(len, request)) > LARGE:
             self._upload = Upload(self.transport, request)
         else:
-            self.transport.writeSequence([bytes(part) for part in request])  # which copies no bytes
+            send(self.transport, b"".join(request))
 
     async def head(self) -> None:
         """Wait for status and headers. Raises BadResponse or FirstByteTimeout."""

@@ -6,7 +6,7 @@ never served. Imports core, wire, web.gate, web.request and errors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,15 @@ class GatewayChannel(HTTPChannel):
         if self.site.draining and self.persistent:  # it was asked before the stop
             self.persistent = False
             lines.append(b"Connection: close")
-        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
+        request.out = (b"\r\n".join(lines) + b"\r\n\r\n",)
+
+    def write(self, data: bytes) -> None:
+        """A piece of the answer; its request sends together what it writes in one call."""
+        self.requests[0].out += (data,)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """Pieces of the answer."""
+        self.requests[0].out += tuple(iovec)
 
     def client_address(self, headers: Callable[[bytes], Any]) -> Address:
         """Who is at the other end, by the rules for proxies."""
@@ -146,6 +154,7 @@ class GatewayChannel(HTTPChannel):
 
     def requestDone(self, request: GatewayRequest) -> None:
         """Its answer is complete: from here on the idle limit holds, not the one that its body had, also for a client that must only take it."""
+        request.flush()
         self._savedTimeOut = self.site.timeOut
         if self.site.draining:
             self.persistent = False

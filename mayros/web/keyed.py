@@ -248,8 +248,7 @@ class Keyed:
         said += [CallerCallDelta(place, call.function.arguments, call.id, call.function.name) for place, call in enumerate(result.calls)]
         stream_headers(request)
         end = frames.end(result.finish_reason, result.usage if answer.include_usage else None)
-        request.write(frames.role() + frames.deltas(said) + end)
-        request.finish()
+        request.end(frames.role() + frames.deltas(said) + end)
 
 
 def _run_id(work: Run | RunResult) -> str:

@@ -1,6 +1,6 @@
 """One HTTP request: judged at the end of its headers, its body bounded, its answer with the headers that every answer has.
 
-`reply` and `fail` write whole answers; whatever a handler raises goes through `failed`. Imports core, wire, web.gate and errors.
+`reply` and `fail` write whole answers; whatever a handler raises goes through `failed`. Imports core, net.sending, wire, web.gate and errors.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mayros.core.quota import TooManyRequests, quota_headers
 from mayros.core.tracing import Trace
 from mayros.core.tracing import parse as parse_trace
 from mayros.errors import GatewayError, MethodNotAllowed, RequestTooLarge, Stopping, TooManyAuthFailures, Unauthorized, Unavailable, bare
+from mayros.net.sending import send
 from mayros.web.gate import Head
 from mayros.wire.errors import error_body
 
@@ -45,7 +46,7 @@ class GatewayRequest(Request):
 
     # One for each open stream: with these in its dict, which Twisted fills almost to the 30 keys that instances share, each would have a large one.
     __slots__ = (
-        *("_dropped", "_max_body", "_share", "address", "body", "head_ms", "header", "lines", "model", "principal", "refusal", "request_id"),
+        *("_dropped", "_max_body", "_share", "address", "body", "head_ms", "header", "lines", "model", "out", "principal", "refusal", "request_id"),
         *("run_id", "started", "stream", "task", "trace", "upgrade"),
     )
     defaultContentType = None
@@ -74,6 +75,8 @@ class GatewayRequest(Request):
         self.body: bytes | bytearray = b""
         #: Header lines of the answer, whatever it will be; the channel writes them as they are.
         self.lines: tuple[bytes, ...] = ()
+        #: What was written of the answer, and not sent; the channel puts it here.
+        self.out: tuple[bytes, ...] = ()
         self._max_body = self._share = 0
         self._dropped = -1
 
@@ -151,8 +154,7 @@ class GatewayRequest(Request):
         try:
             result = self.channel.site.resource.render(self)
             if result is not NOT_DONE_YET:
-                self.write(cast(bytes, result))
-                self.finish()
+                self.end(cast(bytes, result))
         except Exception:  # noqa: BLE001  a defect in one request must not end the connection's parser
             failed(self, Failure())
 
@@ -190,6 +192,22 @@ class GatewayRequest(Request):
         """The body is no longer needed."""
         if self._share:
             self.channel.site.bodies.give(self.take_share())
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the answer, with its head where it is the first."""
+        super().write(data)
+        self.flush()
+
+    def end(self, data: bytes) -> None:
+        """The rest of the answer, sent with whatever marks its end."""
+        super().write(data)
+        self.finish()
+
+    def flush(self) -> None:
+        """Send what was written."""
+        out, self.out = self.out, ()
+        if out:
+            send(self.channel.transport, b"".join(out))
 
     def finish(self) -> None:
         """The answer is complete."""
@@ -241,8 +259,7 @@ def reply(request: GatewayRequest, body: bytes, code: int = 200, content_type: b
     put(b"Cache-Control", [b"no-store"])
     put(b"Content-Type", [content_type])
     put(b"Content-Length", [b"%d" % len(body)])
-    request.write(body)
-    request.finish()
+    request.end(body)
 
 
 def fail(request: GatewayRequest, error: GatewayError) -> None:

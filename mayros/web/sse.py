@@ -174,15 +174,13 @@ class EventStream(PushedAnswer):
         if request is None:
             return
         head = b"" if self._started else self._start(request)
-        request.write(head + self._frames.end(result.finish_reason, result.usage if include_usage else None))
         self.abandon()
-        request.finish()
+        request.end(head + self._frames.end(result.finish_reason, result.usage if include_usage else None))
 
     def fail(self, error: GatewayError) -> None:
         """An error after the first byte: an error event, and the end without DONE."""
         request = self._request
         if request is None:
             return
-        request.write(self._frames.error(error))
         self.abandon()
-        request.finish()
+        request.end(self._frames.error(error))
