@@ -29,9 +29,9 @@ class LiveRun:
     """One run; see ports.Run."""
 
     __slots__ = (
-        *("_abort", "_before", "_clients", "_grace", "_logprobs", "_logprobs_size", "_mark", "_on_lost", "_owner", "_parts", "_recorded", "_waiters"),
+        *("_abort", "_before", "_clients", "_grace", "_logprobs", "_logprobs_size", "_mark", "_on_lost", "_parts", "_recorded", "_waiters"),
         *("account", "allowance", "calls", "clock", "committing", "error", "finish_reason", "model", "principal", "recorded", "result", "started_ms"),
-        *("task", "turn", "why", "__weakref__"),
+        *("owner", "task", "turn", "why", "__weakref__"),
     )
 
     def __init__(
@@ -48,7 +48,9 @@ class LiveRun:
         self.turn, self.principal, self.clock, self.account = turn, principal, clock, account
         self.result: RunResult | None = None
         self.error: Exception | None = None
-        self._owner, self._on_lost, self._abort = owner, on_lost, abort
+        self._on_lost, self._abort = on_lost, abort
+        #: Whose stream the run writes, and waits for where its client is slow.
+        self.owner = owner
         self._parts: list[str] = []
         self._logprobs: list[bytes] | None = []
         self._logprobs_size = 0
@@ -159,11 +161,6 @@ class LiveRun:
         rest = "".join(self._parts[self._mark :]).removeprefix(APART) if self._recorded else ""
         return (*self._recorded, pack(Message("assistant", rest))) if rest else self._recorded
 
-    async def tell_owner(self, events: list[Event]) -> None:
-        """Suspends while the owner's client is slow."""
-        if self._owner is not None:
-            await self._owner.send(events)
-
     def ended(self) -> Deferred[RunResult]:
         """See ports.Run."""
         if self.result is not None:
@@ -185,7 +182,7 @@ class LiveRun:
         if self._on_lost == "grace":
             self._grace = self.clock.callLater(GRACE_SECONDS, self._abort, self, RunAborted("The client went away and did not come back."))
             return
-        self._owner = None
+        self.owner = None
         if self._on_lost == "cancel":
             self._abort(self, RunAborted("The client went away."))
 
@@ -196,7 +193,7 @@ class LiveRun:
 
     def end(self, result: RunResult) -> None:
         """Tell everybody who waits."""
-        self.result, self._owner = result, None
+        self.result, self.owner = result, None
         self._come_back()
         self.account.forget()
         waiters, self._waiters = self._waiters, []

@@ -243,7 +243,8 @@ class LocalRuns:
 
     async def _tell(self, run: LiveRun, events: list[Event]) -> None:
         self._publish(run, events)
-        await run.tell_owner(events)
+        if run.owner is not None:
+            await run.owner.send(events)
 
     def _publish(self, run: LiveRun, events: list[Event]) -> None:
         for watcher in tuple(self._watchers):  # one may stop watching because of what it hears

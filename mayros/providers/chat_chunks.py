@@ -93,6 +93,9 @@ class Chunk(msgspec.Struct, gc=False):
 read_chunk = msgspec.json.Decoder(Chunk).decode
 
 
+_PROMPT, _COMPLETION = PromptDetails(), CompletionDetails()
+
+
 def counts(usage: ChatUsage | None) -> Usage:
     """Disjoint counts: the provider's prompt count includes cached tokens. What makes no sense is 0.
 
@@ -100,8 +103,8 @@ def counts(usage: ChatUsage | None) -> Usage:
     """
     if usage is None:
         return Usage()
-    prompt = usage.prompt_tokens_details or PromptDetails()
-    completion = usage.completion_tokens_details or CompletionDetails()
+    prompt = usage.prompt_tokens_details or _PROMPT
+    completion = usage.completion_tokens_details or _COMPLETION
     total, output = count(usage.prompt_tokens), count(usage.completion_tokens)
     thoughts = count(completion.reasoning_tokens)
     if thoughts and count(usage.total_tokens) >= total + output + thoughts:
