@@ -30,16 +30,26 @@ if TYPE_CHECKING:
 class GatewayChannel(HTTPChannel):
     """One connection."""
 
+    # As with requests: a dict of what Twisted and we keep of a connection would be past what instances share.
+    __slots__ = (
+        *("_counted", "_host", "_real_peer", "_refused", "asked", "body_due"),
+        *("_dataBuffer", "_handlingRequest", "_transferDecoder", "callLater", "factory", "requestFactory", "requests"),
+        *("site", "timeOut", "transport"),
+    )
     maxHeaders = 100
     site: GatewaySite
     transport: Any
-    _counted: tuple[str | None] | None = None
-    _refused = False
-    _host: Any = None
-    #: The head is complete, the body is not, and its time does not run yet.
-    body_due = False
-    #: Heads of requests that came.
-    asked = 0
+    _counted: tuple[str | None] | None
+    _host: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transport = self._counted = self._host = None
+        self._refused = False
+        #: The head is complete, the body is not, and its time does not run yet.
+        self.body_due = False
+        #: Heads of requests that came.
+        self.asked = 0
 
     def connectionMade(self) -> None:
         """Count it; one too many is told so and closed."""

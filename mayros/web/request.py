@@ -45,10 +45,13 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 class GatewayRequest(Request):
     """One request. `body` is whole when a handler sees it; `principal` is None on open routes."""
 
-    # One for each open stream: with these in its dict, which Twisted fills almost to the 30 keys that instances share, each would have a large one.
+    # One for each open stream. What every request has is in slots, Twisted's part of it too: a dict with all of it would be past the 30 keys that
+    # instances share, and take four times as much.
     __slots__ = (
         *("_dropped", "_max_body", "_share", "address", "body", "head_ms", "header", "lines", "model", "out", "principal", "refusal", "request_id"),
         *("run_id", "started", "stream", "task", "trace", "upgrade"),
+        *("_adapterCache", "_parsePOSTFormSubmission", "channel", "client", "cookies", "host", "notifications", "queued", "received_cookies"),
+        *("requestHeaders", "responseHeaders", "transport"),
     )
     defaultContentType = None
     channel: GatewayChannel
