@@ -29,10 +29,13 @@ serve: $(VENV)/.installed ## install, set up, and run the gateway with the embed
 	@$(BIN)/mayros setup
 	@$(BIN)/mayros models install smollm2
 	@port=$${MAYROS_GATEWAY_PORT:-$$($(BIN)/mayros config get gateway.port)}; \
-	token=$$($(BIN)/mayros gateway token) || token=; \
-	printf '\nAddress: http://127.0.0.1:%s\nToken:   %s\n\nTry, in another terminal:\n\n' "$$port" "$${token:-(none)}"; \
-	printf "curl -sS http://127.0.0.1:%s/v1/chat/completions -H 'Authorization: Bearer %s' -H 'Content-Type: application/json' -d '%s'\n\n" \
-		"$$port" "$$token" '{"model": "mayros", "messages": [{"role": "user", "content": "hi"}]}'
+	token=$$($(BIN)/mayros gateway token) || token=; scheme=http; trust=; \
+	if [ "$$($(BIN)/mayros config get gateway.tls.enabled)" = true ]; then \
+		scheme=https; trust=" --cacert '$$($(BIN)/mayros gateway cert --show | sed -n 's/^Certificate: *//p')'"; \
+	fi; \
+	printf '\nAddress: %s://127.0.0.1:%s\nToken:   %s\n\nTry, in another terminal:\n\n' "$$scheme" "$$port" "$${token:-(none)}"; \
+	printf "curl -sS%s %s://127.0.0.1:%s/v1/chat/completions -H 'Authorization: Bearer %s' -H 'Content-Type: application/json' -d '%s'\n\n" \
+		"$$trust" "$$scheme" "$$port" "$$token" '{"model": "mayros", "messages": [{"role": "user", "content": "hi"}]}'
 	@exec $(BIN)/twistd -n --pidfile= mayros
 
 test: $(VENV)/.installed-test ## run the tests
@@ -46,13 +49,15 @@ check: $(VENV)/.installed-check ## lint, formatting and types
 bench: $(VENV)/.installed-test ## measure against a floor of the same run
 	$(BIN)/python -m bench
 
-faults: $(VENV)/.installed-test ## kill -9 the gateway many times, restart it under load, and look for what was lost
+faults: $(VENV)/.installed-test ## kill -9 the gateway, restart it under load, fill its disk, lock its store and so on, and look for what was lost
 	$(BIN)/python .ci/kill9.py --rounds 25
 	$(BIN)/python -m bench.restarts
+	$(BIN)/python -m bench.faults
 
-docs: $(VENV)/.installed ## write docs/protocol.schema.json and docs/openapi.json anew from the types
+docs: $(VENV)/.installed ## write docs/protocol.schema.json, docs/openapi.json and docs/cli.md anew from the types and the commands
 	$(BIN)/python -m mayros.ws.contract docs/protocol.schema.json
 	$(BIN)/python -m mayros.web.openapi docs/openapi.json
+	$(BIN)/python -m mayros.cli.reference docs/cli.md
 
 clean: ## remove .venv and everything else that was made here
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis .coverage

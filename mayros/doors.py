@@ -33,6 +33,8 @@ class Doors:
         self._settings, self._tokens, self._quotas, self._connections = settings, tokens, quotas, connections
         #: Wrong credentials since the start, by their kind (core/auth.py).
         self.wrong: dict[str, int] = {}
+        #: See core.auth.Authenticator.
+        self.locked: Callable[[Address, str], None] = lambda address, what: None
         self._limiter = make_limiter(settings.config.gateway.auth.rate_limit)
         self._hosts: Sequence[str] = ()
         self._site: GatewaySite | None = None
@@ -97,4 +99,5 @@ class Doors:
         assert secret is not None
         authenticator = Authenticator(secret.mode, secret.value, settings.config.gateway.auth, rules, self._limiter, self._tokens)
         authenticator.wrong = self.wrong
+        authenticator.locked = lambda address, what: self.locked(address, what)
         return authenticator

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
 from mayros.config.schema import Config
 from mayros.config.secret import AuthSecret, resolve
+from mayros.config.tls import handed_over, tls_files
+from mayros.core.audit_ports import GATEWAY
+from mayros.core.config_ports import Applied, InvalidConfig
 from mayros.core.routing import Settings
 from mayros.doors import Doors
 from mayros.net.redact import Redactor
@@ -23,11 +26,17 @@ from mayros.ops.reload import Reloader
 from mayros.ops.systemd import Manager
 from mayros.runtime import Core, known_secrets, wall_ms
 
+if TYPE_CHECKING:
+    from mayros.ops.certificates import Certificates
+
 log = Logger()
 
 
 class InForce:
-    """`doors` are given as soon as there are some. `status` is the line for the service manager. `settings` have their secret."""
+    """`doors` are given as soon as there are some. `status` is the line for the service manager. `settings` have their secret.
+
+    `certificates` are read again with the configuration; None: there is no TLS.
+    """
 
     doors: Doors
 
@@ -41,13 +50,17 @@ class InForce:
         manager: Manager,
         reactor: Any,
         status: Callable[[], str],
+        certificates: Certificates | None = None,
     ) -> None:
         self._core, self._state, self._redact, self._observer = core, state, redact, observer
         self._manager, self._reactor, self._status = manager, reactor, status
         self._stopping = False
+        #: It stops in order to be started anew.
+        self.restarting = False
         self.control = ConfigFile(settings, core.in_thread, wall_ms, self._accept, redact, self._find_secret)
         self.control.changed(self._use)
-        self._reloader = Reloader(self.control, reactor, self._restart, self._reading)
+        self.control.reread = self._reread
+        self._reloader = Reloader(self.control, reactor, self._restart, self._reading, certificates)
 
     def start(self) -> None:
         """Heed SIGHUP and changes of the files from now on."""
@@ -67,7 +80,13 @@ class InForce:
         return True
 
     def _find_secret(self, config: Config, environ: Mapping[str, str]) -> AuthSecret:
-        """See ops.control.FindSecret."""
+        """See ops.control.FindSecret. Raises ConfigError too where `gateway.tls` is another one, with files that cannot be used."""
+        tls = config.gateway.tls
+        if tls.enabled and tls != self.control.current.config.gateway.tls:
+            from mayros.ops.certificates import load
+
+            # It waits for a restart, which would be the gateway's last with files that cannot be used.
+            load(tls_files(tls, self._state.path), handed_over(environ))
         secret = resolve(config, environ, self._state.token())
         self._state.warnings.clear()  # told of at the start
         return secret
@@ -85,6 +104,14 @@ class InForce:
         self._core.use(settings)
         self.doors.use(settings)
 
+    def _reread(self, found: Applied | InvalidConfig) -> None:
+        """The file was changed by somebody else: by hand, or by a command that could not ask."""
+        audit, path = self._core.audit, self.control.current.config_path
+        if isinstance(found, Applied):
+            audit.note(GATEWAY, "config.reload", path, paths=found.changed)
+        else:
+            audit.note(GATEWAY, "config.reload", path, "failed", error=f"invalid config at {found.issue.path or 'the file as a whole'}")
+
     def _reading(self, reading: bool) -> None:
         """Tell the service manager that the configuration is being read again, or has been."""
         if self._stopping:
@@ -99,5 +126,6 @@ class InForce:
         if not self._manager.address or self._stopping:
             return self._stopping
         log.info("{why}: the gateway stops, to be started anew", why=why)
+        self.restarting = True
         self._reactor.stop()
         return True

@@ -50,6 +50,12 @@ def measure(metrics: Metrics, parts: Parts) -> None:
         "When the configuration in force was read.",
         one(lambda: control.state.loaded_at_ms / 1000),
     )
+    if (certificates := parts.certificates) is not None:
+        metrics.gauge(
+            "mayros_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate that is shown ends.",
+            one(lambda: certificates.current.about.ends_ms / 1000),
+        )
     metrics.gauge("mayros_model_child_up", "Whether the embedded model's process is healthy.", one(lambda: _child(parts)[0]))
     metrics.counted("mayros_model_child_restarts_total", "How often it ended without being told to.", one(lambda: _child(parts)[1]))
 

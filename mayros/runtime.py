@@ -16,6 +16,7 @@ from mayros.config.show import secrets_of
 from mayros.core.agent import AgentLoop
 from mayros.core.api_tokens import ApiTokens
 from mayros.core.approvals import Approvals
+from mayros.core.audit import Audit
 from mayros.core.devices import Devices
 from mayros.core.exec_rules import ExecRules
 from mayros.core.health import ModelHealth
@@ -32,6 +33,7 @@ from mayros.providers.adapters import Adapters
 from mayros.storage.agent_files import LocalAgentFiles
 from mayros.storage.api_tokens import SqlApiTokens
 from mayros.storage.approvals import SqlExecRules
+from mayros.storage.audit import SqlAudit
 from mayros.storage.cooldowns import SqlCoolDowns
 from mayros.storage.database import Database
 from mayros.storage.devices import SqlDevices
@@ -83,7 +85,8 @@ class Core:
         self.devices = Devices(SqlDevices(self.database), wall_ms)
         self._api_tokens = SqlApiTokens(self.database)
         self.api_tokens = ApiTokens(self._api_tokens, wall_ms)
-        self.approvals = Approvals(reactor, wall_ms)
+        self.audit = Audit(SqlAudit(self.database), wall_ms, redact)
+        self.approvals = Approvals(reactor, wall_ms, self.audit)
         place = describe(parse_url(self.database.url))
         self.exec_rules = ExecRules(SqlExecRules(self.database), wall_ms, os.path.realpath, os.path.expanduser("~"), place)
         self.exec_rules.redact = redact

@@ -22,7 +22,7 @@ from mayros.ops.listen import Listeners
 from mayros.ops.logfiles import AccessLog, LogFile
 from mayros.ops.logs import LineObserver
 from mayros.ops.tail import current, log_files, read
-from mayros.runtime import Core, wall_ms
+from mayros.runtime import Core
 from mayros.web.app import METRICS_TYPE, ROUTES, Api
 from mayros.web.gate import route_of, split_path
 from mayros.web.site import Access, GatewaySite
@@ -32,6 +32,7 @@ from mayros.ws.protocol import ControlFactory
 
 if TYPE_CHECKING:
     from mayros.doors import Doors
+    from mayros.ops.certificates import Certificates
     from mayros.ops.metrics import Metrics
 
 log = Logger()
@@ -46,7 +47,7 @@ _MOST_PATHS = 256
 
 @dataclass
 class Parts:
-    """What is looked at. `ready` gives None, or why the gateway cannot take work."""
+    """What is looked at. `ready` gives None, or why the gateway cannot take work; `certificates` are None where there is no TLS."""
 
     core: Core
     control: ConfigFile
@@ -58,6 +59,7 @@ class Parts:
     api: Api
     listeners: Listeners
     ready: Callable[[], str | None]
+    certificates: Certificates | None = None
 
 
 class Seeing:
@@ -81,7 +83,7 @@ class Seeing:
         if self._metrics_config.enabled:
             from mayros.ops.metrics import Metrics
 
-            self.metrics = Metrics(reactor, wall_ms, self._route, self._model, self._tool, version)
+            self.metrics = Metrics(reactor, self._route, self._model, self._tool, version)
             self.record = self._measured
 
     def _measured(self, entry: Access) -> None:
@@ -177,17 +179,17 @@ class Seeing:
         parts = self._parts
         assert parts is not None
         core, stats = parts.core, parts.core.database.stats
-        now, started = wall_ms(), parts.conversations.started_ms
         return {
             "version": self._version,
-            "startedAtMs": started,
-            "uptimeMs": now - started,
+            "startedAtMs": parts.conversations.started_ms,
+            "uptimeMs": parts.conversations.uptime_ms(),
             "notReady": parts.ready(),
             "doors": {
                 "urls": list(parts.listeners.urls),
                 "httpConnections": len(parts.site.channels),
                 "streams": len(parts.ticker),
                 "webSockets": parts.sockets.open,
+                "tls": None if parts.certificates is None else _certificate(parts.certificates, details),
             },
             "runs": {
                 "live": core.runs.live(),
@@ -226,6 +228,15 @@ class Seeing:
             }
             for run in core.runs.newest(MOST_RUNS)
         ]
+
+
+def _certificate(certificates: Certificates, details: bool) -> Mapping[str, object]:
+    """The certificate that is shown, and, with `details`, why its files as they are now are not."""
+    about, problem = certificates.current.about, certificates.current.problem
+    shown: dict[str, object] = {"fingerprint": about.fingerprint, "names": list(about.names), "expiresAtMs": about.ends_ms}
+    if problem is not None and details:
+        shown["error"] = problem
+    return shown
 
 
 def _read(files: Any, cursor: int | None, limit: int, max_bytes: int) -> Tail:

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import msgspec
 from twisted.application.service import MultiService
@@ -19,6 +19,9 @@ from twisted.internet.defer import maybeDeferred
 from twisted.logger import ILogObserver, Logger
 
 from mayros.config.secret import AuthSecret, resolve
+from mayros.config.tls import handed_over, tls_files
+from mayros.core.address import Address
+from mayros.core.audit_ports import GATEWAY, Actor
 from mayros.core.limits import Budget, ConnectionCounter
 from mayros.core.quota import Quotas
 from mayros.core.routing import Settings
@@ -45,6 +48,11 @@ from mayros.web.site import GatewaySite
 from mayros.web.sse import Ticker
 from mayros.ws.context import Gateway as Conversations
 from mayros.ws.protocol import ControlFactory, ControlResource
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IProtocolFactory
+
+    from mayros.ops.certificates import Certificates
 
 log = Logger()
 
@@ -128,7 +136,10 @@ class Gateway(MultiService):
         self._settings = settings = msgspec.structs.replace(settings, secret=secret)
         self._redact.know(secret.value)
         self.core = Core(settings, self.state, reactor, settings.environ, self._redact)
-        self._in_force = InForce(settings, self.core, self.state, self._redact, self.observer, self._start.manager, reactor, self.status)
+        self._certificates = self._find_certificates()
+        self._in_force = InForce(
+            settings, self.core, self.state, self._redact, self.observer, self._start.manager, reactor, self.status, self._certificates
+        )
         self.control = self._in_force.control
         self.core.current = lambda: self.control.current
         self.core.open()
@@ -140,6 +151,7 @@ class Gateway(MultiService):
         self._in_force.start()
         self.heartbeat = Heartbeat(self._start.manager, reactor, lambda: self.core.database.stalled_seconds, self.status)
         reactor.callWhenRunning(self.heartbeat.start)
+        reactor.callWhenRunning(self.core.audit.note, GATEWAY, "gateway.start", program_version(), pid=os.getpid(), auth=secret.mode)
         log.info("listening on {urls}", urls=", ".join(self._listeners.urls))
         log.info(
             "{version} ready in {seconds:.2f} s: agents {agents}, authentication {mode}, state in {state}",
@@ -166,6 +178,18 @@ class Gateway(MultiService):
             log.info("a new token was written to {path}", path=self.state.join("gateway-token"))
         return secret
 
+    def _find_certificates(self) -> Certificates | None:
+        """What the gateway's own port shows; None: it speaks no TLS. Raises ConfigError."""
+        tls, environ = self._settings.config.gateway.tls, self._settings.environ
+        if not tls.enabled:
+            return None
+        if self._endpoints:
+            log.warn("gateway.tls is on, and has no effect on the endpoints of --listen: each speaks what it says (tls:... speaks TLS)")
+            return None
+        from mayros.ops.certificates import Certificates
+
+        return Certificates(tls_files(tls, self.state.path), self.core.in_thread, wall_ms, handed_over(environ))
+
     def _build_doors(self, files: int) -> None:
         settings, reactor, config, core = self._settings, self._reactor, self._settings.config, self.core
         limits = config.gateway.limits
@@ -179,6 +203,7 @@ class Gateway(MultiService):
         self._doors = self._in_force.doors = Doors(
             settings, core.api_tokens, quotas, lambda settings: connections_for(files, settings.config.agents.defaults.max_concurrent)
         )
+        self._doors.locked = self._locked
         self._conversations = Conversations(
             config=control,
             authenticator=self._doors.authenticator,
@@ -203,6 +228,7 @@ class Gateway(MultiService):
             started_ms=wall_ms(),
             toolbox=core.toolbox,
             model_health=core.model_health,
+            audit=core.audit,
             restart=self._in_force.restart_soon,
         )
         self._sockets = ControlFactory(self._conversations, reactor)
@@ -222,26 +248,47 @@ class Gateway(MultiService):
             time.time,
             body_seconds=limits.body_timeout_ms / 1000,
             head_seconds=limits.header_timeout_ms / 1000,
+            hsts=self._certificates is not None and config.gateway.tls.hsts,
         )
-        self._parts = Parts(core, control, self._conversations, self._sockets, self.site, ticker, self._doors, api, self._listeners, self.not_ready)
+        self._parts = Parts(
+            core,
+            control,
+            self._conversations,
+            self._sockets,
+            self.site,
+            ticker,
+            self._doors,
+            api,
+            self._listeners,
+            self.not_ready,
+            self._certificates,
+        )
 
     def _listen(self, secret: AuthSecret) -> None:
+        secure = self._certificates is not None
+        factory: IProtocolFactory = self.site if self._certificates is None else self._certificates.wrap(self.site, self._reactor)
         if self._endpoints:
             for endpoint, text in zip(self._endpoints, self._start.listen, strict=True):
                 kind = text.partition(":")[0]
                 self._listeners.open(endpoint, self.site, f"the {kind} endpoint of --listen", secure=kind in ("tls", "ssl"))
         elif sockets := self._start.manager.sockets:
-            self._listeners.adopt(self._reactor, self.site, sockets)
+            self._listeners.adopt(self._reactor, self.site, sockets, over_tls=factory if secure else None)
             if self._port not in self._listeners.tcp_ports:
                 log.warn("the service manager holds the port; {port} of the configuration is not listened on", port=self._port)
         else:
             gateway = self._settings.config.gateway
             for endpoint in configured(self._reactor, gateway, self._port):
-                opened: Any = self._listeners.open(endpoint, self.site, f"port {self._port}")
+                opened: Any = self._listeners.open(endpoint, factory, f"port {self._port}", secure)
                 if gateway.bind == "loopback":
-                    self._listeners.open_ipv6_loopback(self._reactor, self.site, opened.getHost().port)
+                    self._listeners.open_ipv6_loopback(self._reactor, factory, opened.getHost().port, secure)
         self._listeners.judge(secret.mode)
         self._doors.opened(self._listeners.hosts, self.site, self._conversations)
+
+    def _locked(self, address: Address, what: str) -> None:
+        """A client has sent so many wrong credentials that it is not heard for a while."""
+        limiter = self._doors.limiter
+        seconds = None if limiter is None else limiter.lockout_seconds
+        self.core.audit.note(Actor("nobody", "gateway", address=address.client), "auth.lockout", address.limiter_key, what=what, seconds=seconds)
 
     def not_ready(self) -> str | None:
         """Why the gateway cannot take work, or None."""
@@ -261,7 +308,10 @@ class Gateway(MultiService):
         sockets, sessions = self._sockets.open, self.health.payload()["sessions"]["count"]
         said = f"{self.core.runs.live()} live runs, {len(self.site.channels)} HTTP and {sockets} WebSocket connections, {sessions} sessions"
         problem = self.control.state.problem
-        return said if problem is None else f"{said}; the configuration cannot be used: {problem}"
+        if problem is not None:
+            said += f"; the configuration cannot be used: {problem}"
+        problem = None if self._certificates is None else self._certificates.current.problem
+        return said if problem is None else f"{said}; the certificate cannot be used: {problem}"
 
     async def stopService(self) -> None:
         """Stop in order: the doors (stopping.py), then commands and the model, then the store. A second signal cuts it short."""
@@ -278,6 +328,7 @@ class Gateway(MultiService):
             self._reactor,
             self.control.current.config.gateway.shutdown.grace_ms / 1000,
             self._start.manager.stopping,
+            self._start.manager.again_seconds if self._in_force.restarting else None,
         )
         signals = 0
 
@@ -294,6 +345,7 @@ class Gateway(MultiService):
         await stopping.run()
         self.health.stop()
         self.heartbeat.stop()
+        self.core.audit.note(GATEWAY, "gateway.stop", program_version(), pid=os.getpid())
         await self.core.close()
         await self._seeing.stop()
         self.state.unlock()

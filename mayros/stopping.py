@@ -66,7 +66,8 @@ class Broadcaster(Protocol):
 class Stopping:
     """One stop. `close_ports` fires when nothing is accepted any more, `sockets_gone` when no WebSocket is left; `grace` is in seconds.
 
-    `tell(text, seconds)` is for the service manager: what goes on, and how long the process may still live.
+    `tell(text, seconds)` is for the service manager: what goes on, and how long the process may still live. `again`: in how many seconds after its
+    end a gateway serves again; None: nobody knows whether one will.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class Stopping:
         clock: Clock,
         grace: float,
         tell: Callable[[str, float], None],
+        again: float | None = None,
     ) -> None:
         self._site, self._runs, self._broadcaster = site, runs, broadcaster
         self._close_ports, self._sockets_gone = close_ports, sockets_gone
-        self._clock, self._grace, self._tell = clock, grace, tell
+        self._clock, self._grace, self._tell, self._again = clock, grace, tell, again
         self._hurried = False
 
     def hurry(self) -> None:
@@ -99,7 +101,7 @@ class Stopping:
         log.info("{said}", said=said)
         self._tell(said, self._grace + 2 * ABORT_SECONDS + LINGER_SECONDS + CLOSE_SECONDS)
         await self._close_ports()
-        self._broadcaster.announce("service restart", None)
+        self._broadcaster.announce("service restart", self._restart_expected_ms())
         await pause(self._clock, LAST_READ_SECONDS)
         site.close_idle(new=False)
         await self._finished(began)
@@ -115,6 +117,12 @@ class Stopping:
         site.close_idle(new=True)
         await self._wait(lambda: not site.channels, self._clock.seconds() + LINGER_SECONDS)
         site.abort_all()
+
+    def _restart_expected_ms(self) -> int | None:
+        """When a client may try again: live runs may take the grace."""
+        if self._again is None:
+            return None
+        return round(1000 * (self._again + (self._grace if self._runs.live() else 0)))
 
     async def _finished(self, began: float) -> None:
         """Until nobody waits for anything, for the grace at most."""

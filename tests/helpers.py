@@ -25,6 +25,7 @@ from mayros.config.schema import Config
 from mayros.core.address import AddressRules
 from mayros.core.agent import AgentLoop
 from mayros.core.api_tokens import ApiTokens
+from mayros.core.audit_ports import AuditEntry
 from mayros.core.auth import Authenticator
 from mayros.core.health import ModelHealth
 from mayros.core.keys import SessionKey
@@ -269,12 +270,15 @@ class FakeTokenStore:
 
     def __init__(self) -> None:
         self.kept: dict[str, ApiToken] = {}
+        self.audit: list[AuditEntry] = []
         self.broken = False
 
-    async def save(self, token: ApiToken) -> None:
+    async def save(self, token: ApiToken, audit: AuditEntry | None = None) -> None:
         if self.broken:
             raise StorageUnavailable
         self.kept[token.name] = token
+        if audit is not None:
+            self.audit.append(audit)
 
 
 class FakeIdempotency:

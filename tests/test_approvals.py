@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.config.schema import ToolsExec
 from mayros.core.approvals import KEEP_SECONDS, MAX_PENDING, Approval, Approvals, Question, digest
+from mayros.core.audit_ports import AuditEntry
 from mayros.core.exec_ports import AllowedExec, ExecAsk, ExecPolicy, ExecRequest, ExecSecurity
 from mayros.core.exec_rules import ANY_AGENT, DEFAULTS, ExecRules, Layer, matches, strictest, verdict
 from mayros.core.keys import SessionKey
@@ -34,6 +35,7 @@ class FakeRulesStore:
     def __init__(self) -> None:
         self.entries: dict[str, AllowedExec] = {}
         self.policies: dict[str, ExecPolicy] = {}
+        self.audit: list[AuditEntry] = []
         self.broken = False
 
     def _check(self) -> None:
@@ -48,8 +50,10 @@ class FakeRulesStore:
         self._check()
         self.entries[entry.id] = entry
 
-    async def replace(self, entries: Sequence[AllowedExec], policies: Mapping[str, ExecPolicy]) -> None:
+    async def replace(self, entries: Sequence[AllowedExec], policies: Mapping[str, ExecPolicy], audit: AuditEntry | None = None) -> None:
         self._check()
+        if audit is not None:
+            self.audit.append(audit)
         self.entries, self.policies = {entry.id: entry for entry in entries}, dict(policies)
 
 

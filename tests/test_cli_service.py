@@ -18,6 +18,7 @@ from mayros.cli.main import main
 from mayros.cli.place import Place
 from mayros.config.schema import Gateway
 from mayros.errors import StartError
+from mayros.net.certificates import Trust
 from mayros.ops.units import Plan, addresses, listened_on, sysusers
 from tests.test_cli import CommandLine
 
@@ -45,7 +46,7 @@ class Machine:
             return Done(0, "".join(f"{name}={value}\n" for name, value in self.shows.items()))
         return Done(0, self.units if "list-units" in line else "no\n" if "Linger" in line else "")
 
-    def get(self, host: str, port: int, path: str) -> int:
+    def get(self, host: str, port: int, path: str, trust: Trust | None) -> int:
         self.told.append(f"GET {host} {port} {path}")
         if not self.answers:
             raise ConnectionRefusedError(111, "Connection refused")

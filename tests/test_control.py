@@ -225,7 +225,7 @@ class WriteTests(ControlCase):
         cases: list[tuple[Any, type[Exception], str]] = [
             (lambda tree: tree["agents"].update(list=5), InvalidRequest, "agents.list: Expected array"),
             (lambda tree: tree["agents"]["list"].append({"id": "MAIN"}), InvalidRequest, "agent main is configured twice"),
-            (lambda tree: tree["gateway"].update(tls={"enabled": True}), InvalidRequest, "gateway.tls.enabled: this version cannot do that"),
+            (lambda tree: tree["gateway"].update(bind="tailnet"), InvalidRequest, "gateway.bind: this version cannot do that"),
             (lambda tree: tree["gateway"]["auth"].update(tokn="x"), InvalidRequest, "gateway.auth.tokn: unknown key"),
             (lambda tree: tree["agents"]["list"][0].update(name="${NOBODY}"), InvalidRequest, "NOBODY is missing or empty"),
             (lambda tree: tree["agents"]["list"][0].update(name="\udc00"), InvalidRequest, "half a surrogate pair"),

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.core import devices as devices_module
+from mayros.core.audit_ports import AuditEntry
 from mayros.core.auth import grants, lacking
 from mayros.core.device_ports import DeviceRecord, DeviceToken, PairingRequest
 from mayros.core.device_tokens import KEEP
@@ -33,14 +34,17 @@ class FakeDeviceStore:
         self.devices: dict[str, DeviceRecord] = {}
         self.tokens: dict[bytes, DeviceToken] = {}
         self.requests: dict[str, PairingRequest] = {}
+        self.audit: list[AuditEntry] = []
         self.failing = self.hold = False
         self.writes = 0
         self._held: list[Deferred[None]] = []
 
-    def _write(self) -> Deferred[None]:
+    def _write(self, audit: AuditEntry | None = None) -> Deferred[None]:
         if self.failing:
             raise StorageUnavailable
         self.writes += 1
+        if audit is not None:
+            self.audit.append(audit)
         if not self.hold:
             return succeed(None)
         self._held.append(Deferred())
@@ -58,18 +62,18 @@ class FakeDeviceStore:
         self.writes -= 1
         return list(self.devices.values()), list(self.tokens.values()), list(self.requests.values())
 
-    async def save_device(self, record: DeviceRecord) -> None:
-        await self._write()
+    async def save_device(self, record: DeviceRecord, audit: AuditEntry | None = None) -> None:
+        await self._write(audit)
         self.devices[record.device_id] = record
 
-    async def delete_device(self, device_id: str) -> None:
-        await self._write()
+    async def delete_device(self, device_id: str, audit: AuditEntry | None = None) -> None:
+        await self._write(audit)
         self.devices.pop(device_id, None)
         self.tokens = {digest: token for digest, token in self.tokens.items() if token.device_id != device_id}
         self.requests = {key: request for key, request in self.requests.items() if request.device_id != device_id}
 
-    async def save_token(self, token: DeviceToken) -> None:
-        await self._write()
+    async def save_token(self, token: DeviceToken, audit: AuditEntry | None = None) -> None:
+        await self._write(audit)
         self.tokens[token.token_hash] = token
 
     async def delete_token(self, token_hash: bytes) -> None:
@@ -81,8 +85,8 @@ class FakeDeviceStore:
         self.requests = {key: one for key, one in self.requests.items() if one.device_id != request.device_id}
         self.requests[request.request_id] = request
 
-    async def delete_request(self, request_id: str) -> None:
-        await self._write()
+    async def delete_request(self, request_id: str, audit: AuditEntry | None = None) -> None:
+        await self._write(audit)
         self.requests.pop(request_id, None)
 
 

@@ -22,6 +22,7 @@ from mayros.cli.host import Done, Host
 from mayros.cli.place import Place
 from mayros.core.models import EMBEDDED
 from mayros.errors import StartError
+from mayros.net.certificates import Trust
 from mayros.net.statedir import StateDir
 from mayros.ops import doctor
 from mayros.ops.checks import agents, doors, files, machine, store
@@ -55,7 +56,7 @@ class FakeMachine:
     def run(self, argv: Sequence[str], /) -> Done:
         return Done(0, self.says[argv[0]]) if argv[0] in self.says else Done(127, "")
 
-    def get(self, host: str, port: int, path: str, /) -> int:
+    def get(self, host: str, port: int, path: str, trust: Trust | None, /) -> int:
         self.asked.append((host, port, path))
         if isinstance(self.answer, OSError):
             raise self.answer

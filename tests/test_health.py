@@ -28,6 +28,16 @@ class HealthTests(SynchronousTestCase):
         health.stop()
         self.assertEqual(clock.getDelayedCalls(), [])
 
+    def test_how_long_it_took(self) -> None:
+        """Is not a matter of the date, which may be set back meanwhile."""
+        clock, counting, wall = Clock(), Deferred[dict[str, int]](), [86_400_000, 5]
+        health = Health(settings, lambda: counting, clock, lambda: wall[-1] if len(wall) == 1 else wall.pop(0))
+        health.start()
+        clock.advance(1.5)
+        counting.callback({"main": 1})
+        self.assertEqual((health.payload()["durationMs"], health.payload()["ts"]), (1_500, 5))
+        health.stop()
+
     def test_a_store_that_cannot_be_read(self) -> None:
         """The last numbers stay, the failure is logged, and the next minute tries again."""
         clock, answers = Clock(), [succeed({"main": 1}), Deferred(), succeed({"main": 4})]

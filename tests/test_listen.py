@@ -14,6 +14,7 @@ from twisted.trial.unittest import TestCase
 from mayros.config.schema import Gateway
 from mayros.errors import StartError
 from mayros.ops.listen import Listeners, configured, parse_endpoint
+from mayros.ops.systemd import Passed
 
 
 class ListenTests(TestCase):
@@ -77,3 +78,21 @@ class ListenTests(TestCase):
         path = os.path.relpath(self.mktemp() + "s")
         self.open(f"unix:{path}")
         self.assertEqual(self.listeners.urls, [f"http://127.0.0.1:{port}", f"unix:{path}"])
+
+    def test_urls_with_tls(self) -> None:
+        """On both loopback addresses, and on sockets that somebody else holds; a unix socket among them is given the plain factory."""
+        endpoint = configured(reactor, Gateway(), 0)[0]
+        port: Any = self.listeners.open(endpoint, Factory(), "it", secure=True)
+        self.listeners.open_ipv6_loopback(reactor, Factory(), port.getHost().port, True)
+        self.assertEqual({"https"}, {url.partition(":")[0] for url in self.listeners.urls})
+        path = os.path.relpath(self.mktemp() + "s")
+        held, plain, over_tls = Listeners(), Factory(), Factory()
+        self.addCleanup(held.close)
+        with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+            unix.bind(path)
+            unix.listen()
+            number = tcp.getsockname()[1]
+            held.adopt(reactor, plain, [Passed(os.dup(one.fileno()), "") for one in (tcp, unix)], over_tls)
+        self.assertEqual([f"https://127.0.0.1:{number}", f"unix:{path}"], held.urls)
+        opened: list[Any] = held.ports
+        self.assertEqual([over_tls, plain], [one.factory for one in opened])

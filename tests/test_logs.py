@@ -261,6 +261,16 @@ class FileTests(SynchronousTestCase):
         log.write(b"two\n", True)
         self.assertEqual(Path(self.folder, "own.log").read_bytes(), b"two\n")
 
+    def test_a_folder_that_cannot_be_made(self) -> None:
+        """Costs lines until it can be made; a full disk does not stop the start."""
+        Path(self.folder).touch()
+        log = self.file()
+        log.write(b"lost\n", True)
+        os.unlink(self.folder)
+        log.write(b"kept\n", False)
+        log.flush()
+        self.assertEqual((log.lost, Path(current(log.files, self.now)).read_bytes()), (1, b"kept\n"))
+
     def test_where_it_is(self) -> None:
         """A file a day in the state directory, or where the configuration says."""
         day = time.strftime("%Y-%m-%d", time.localtime(self.now))
@@ -380,3 +390,14 @@ class AccessLogTests(SynchronousTestCase):
         self.log.record(self.entry())
         self.log.flush()
         self.assertEqual(len(self.lines()), 1)
+
+    def test_a_folder_that_cannot_be_made(self) -> None:
+        """Does not stop the start; what comes when it can be made is written."""
+        Path(self.folder).touch()
+        self.log.start()
+        self.log.record(self.entry())
+        self.log.flush()
+        os.unlink(self.folder)
+        self.log.record(self.entry("/later"))
+        self.log.stop()
+        self.assertEqual([line["path"] for line in self.lines()], ["/later"])

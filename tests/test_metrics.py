@@ -88,7 +88,6 @@ class MetricsTests(HarnessCase):
         self.one: Harness = self.gateway()
         self.metrics = Metrics(
             self.one.clock,
-            lambda: int(self.one.clock.seconds() * 1000),
             lambda path: path if path.startswith("/v1") else "other",
             lambda provider, model: (provider, model if model in ("one", "two") else "other"),
             lambda name: name if name == "look" else "other",
@@ -185,6 +184,25 @@ class MetricsTests(HarnessCase):
         self.metrics.run(run, [RunEnded("error", None, Usage(), run.started_ms, QueueFull())])
         self.assertEqual(self.now()['mayros_run_refused_total{reason="queue_full"}'], 1)
 
+    def test_a_clock_that_is_set(self) -> None:
+        """By a day, forth or back, while a run waits for its session and while it thinks: what was waited and used is what it was."""
+        for step in (86_400_000, -86_400_000):
+            wall = 1_764_000_000_000
+            self.one.runs._now_ms = lambda: wall  # noqa: B023  the wall clock of this turn of the loop
+            first = self.one.dial(post(chat("first", user=f"set{step}")))
+            second = self.one.dial(post(chat("second", user=f"set{step}")))
+            wall += step
+            for client in (first, second):
+                self.one.clock.advance(2)
+                self.one.provider.say("Hello")
+                self.one.provider.stop()
+                self.one.settle(client)
+            result = self.one.store.turns[-1][1]
+            self.assertEqual(result.ended_at_ms - result.started_at_ms, 4_000)
+        found = self.now()
+        self.assertEqual(found['mayros_run_duration_seconds_sum{door="chat",outcome="ok"}'], 2 * (2 + 4))
+        self.assertEqual(found["mayros_lane_wait_seconds_sum"], 2 * 2)
+
     def test_the_text_is_kept_for_a_second(self) -> None:
         """However many ask."""
         first = self.metrics.text()
@@ -247,7 +265,7 @@ class ClockTests(SynchronousTestCase):
     def test_no_timer_before_the_start(self) -> None:
         """And none after the stop."""
         clock = Clock()
-        metrics = Metrics(clock, lambda: 0, str, lambda provider, model: (provider, model), str, "1")
+        metrics = Metrics(clock, str, lambda provider, model: (provider, model), str, "1")
         self.assertEqual(clock.getDelayedCalls(), [])
         metrics.start()
         metrics.stop()

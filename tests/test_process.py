@@ -20,7 +20,7 @@ import openai
 from twisted.trial.unittest import SynchronousTestCase
 from websockets.sync.client import connect
 
-from tests.daemon import TOKEN, Daemon, Upstream, python_path, read_until
+from tests.daemon import TOKEN, Daemon, Quick, Upstream, python_path, read_until
 
 HELLO = {"model": "mayros", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -34,8 +34,9 @@ class ProcessCase(SynchronousTestCase):
         self.upstream = Upstream()
         self.addCleanup(self.upstream.close)
 
-    def daemon(self, folder: str | None = None, **changes: Any) -> Daemon:
-        daemon = Daemon(Path(folder or self.mktemp()), self.upstream, changes)
+    def daemon(self, folder: str | None = None, kind: type[Daemon] = Quick, **changes: Any) -> Daemon:
+        """One that is not started. `kind`: `Daemon` where the test is about a start from nothing."""
+        daemon = kind(Path(folder or self.mktemp()), self.upstream, changes)
         self.addCleanup(daemon.kill)
         return daemon
 
@@ -45,7 +46,7 @@ class ServeTests(ProcessCase):
 
     def test_openai_client_and_websocket_client_side_by_side(self) -> None:
         """The stock OpenAI client completes and streams while a WebSocket client runs an agent on the same port."""
-        daemon = self.daemon()
+        daemon = self.daemon(kind=Daemon)
         daemon.start()
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{daemon.port}/v1", api_key=TOKEN, max_retries=0)
         self.addCleanup(client.close)
@@ -105,7 +106,7 @@ class ServeTests(ProcessCase):
 
     def test_sigterm_aborts_what_outlasts_the_grace(self) -> None:
         """It is recorded, and its client is told `server_shutdown` without DONE. `mayros gateway run` exits 0."""
-        daemon = self.daemon(shutdown={"graceMs": 200})
+        daemon = self.daemon(kind=Daemon, shutdown={"graceMs": 200})
         daemon.start(cli=True)
         self.upstream.hold()
         connection = daemon.stream({**HELLO, "user": "late"})
@@ -157,7 +158,7 @@ class ServeTests(ProcessCase):
 
     def test_files_are_private(self) -> None:
         """The state directory has mode 700, what is in it 600; a made token is not in the log, its place is."""
-        daemon = self.daemon(auth={})
+        daemon = self.daemon(kind=Daemon, auth={})
         daemon.start()
         for path in daemon.state.rglob("*"):
             mode = stat.S_IMODE(path.stat().st_mode)
@@ -181,7 +182,7 @@ class RefusalTests(ProcessCase):
 
     def test_port_in_use(self) -> None:
         """Status 1, naming the port."""
-        daemon = self.daemon()
+        daemon = self.daemon(kind=Daemon)
         with socket.create_server(("127.0.0.1", daemon.port)):
             self.assertRefused(daemon, 1, str(daemon.port), "in use", both=True)
 
@@ -235,7 +236,7 @@ class RefusalTests(ProcessCase):
 
     def test_unknown_option(self) -> None:
         """A usage error, not a traceback."""
-        code, said = self.daemon().refused("--nonsense")
+        code, said = self.daemon(kind=Daemon).refused("--nonsense")
         self.assertNotEqual(code, 0)
         self.assertNotIn("Traceback", said)
 

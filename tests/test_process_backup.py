@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.daemon import Daemon, Upstream
+from tests.daemon import Quick, Upstream
 
 
 class BackupTests(SynchronousTestCase):
@@ -20,7 +20,7 @@ class BackupTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.upstream = Upstream()
         self.addCleanup(self.upstream.close)
-        self.daemon = Daemon(Path(self.mktemp()), self.upstream)
+        self.daemon = Quick(Path(self.mktemp()), self.upstream)
         self.addCleanup(self.daemon.kill)
 
     def say(self, session: str, text: str) -> None:
@@ -41,7 +41,7 @@ class BackupTests(SynchronousTestCase):
         daemon.start()
         for number in range(3):
             self.say("alice", f"before {number}")
-        stop, failed = threading.Event(), []
+        begun, stop, failed = threading.Event(), threading.Event(), []
 
         def load() -> None:
             try:
@@ -49,11 +49,13 @@ class BackupTests(SynchronousTestCase):
                 while not stop.is_set():
                     self.say("bob", f"during {number}")
                     number += 1
+                    begun.set()
             except (AssertionError, OSError) as error:
                 failed.append(error)
 
         worker = threading.Thread(target=load, daemon=True)
         worker.start()
+        self.assertTrue(begun.wait(20), failed)
         archive = str(daemon.folder / "backup.tar.gz")
         made = self.daemon.mayros("backup", archive, "--json")
         stop.set()

@@ -126,8 +126,13 @@ class ReloadTests(ProcessCase):
         manager.wait("RELOADING")
         self.assertIn("the configuration cannot be used", manager.wait("READY")["STATUS"])
         self.assertEqual(200, daemon.request("GET", "/healthz")[0])
-        save(daemon, port=1)
-        manager.wait("STOPPING")
+        with connect(f"ws://127.0.0.1:{daemon.port}/") as client:
+            frames = Frames(client)
+            frames.connect()
+            save(daemon, port=1)
+            manager.wait("STOPPING")
+            expected_ms = frames.event("shutdown")["restartExpectedMs"]
+        self.assertTrue(2_100 < expected_ms < 30_000, expected_ms)  # a start takes some tenths of a second at least
         assert daemon.process is not None
         self.assertEqual(0, daemon.process.wait(15))
         self.assertIn("the configuration has changed: gateway.port", daemon.log.read_text())

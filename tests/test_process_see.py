@@ -9,13 +9,13 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from tests.daemon import Daemon, Upstream, free_port
+from tests.daemon import Quick, Upstream, free_port
 from tests.test_metrics import samples
 
 ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
-class InJournal(Daemon):
+class InJournal(Quick):
     """Its output is the journal, as far as it can tell."""
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 
 from websockets.sync.client import connect
 
-from tests.daemon import TOKEN, Daemon
+from tests.daemon import TOKEN, Daemon, Quick
 from tests.test_process import HELLO, Frames, ProcessCase, wait_for
 
 ANYTHING = {"security": "full", "ask": "off"}
@@ -19,9 +19,9 @@ ANYTHING = {"security": "full", "ask": "off"}
 class ToolsCase(ProcessCase):
     """A gateway whose agent has a workspace."""
 
-    def start(self, exec_rules: dict[str, Any]) -> Daemon:
+    def start(self, exec_rules: dict[str, Any], kind: type[Daemon] = Quick) -> Daemon:
         """A running gateway with these rules for commands."""
-        daemon = self.daemon()
+        daemon = self.daemon(kind=kind)
         self.workspace = daemon.folder / "workspace"
         self.workspace.mkdir()
         daemon.config["agents"]["defaults"]["workspace"] = str(self.workspace)
@@ -60,7 +60,7 @@ class FileAndCommandTests(ToolsCase):
 
     def test_what_a_command_may_not_know(self) -> None:
         """Neither the gateway's token nor a provider's key is in its environment; should it print a secret, the model does not see it."""
-        daemon = self.start(ANYTHING)
+        daemon = self.start(ANYTHING, Daemon)
         config = (daemon.folder / "mayros.json").as_posix()
         self.upstream.script = [[("exec", {"command": "env"})], [("exec", {"command": f"grep token {config}; cat /proc/$PPID/environ"})], "Done."]
         self.assertEqual(daemon.request("POST", "/v1/chat/completions", HELLO)[0], 200)

@@ -346,6 +346,6 @@ class HeldTests(ReloadCase):
     def test_what_cannot_be_accepted(self) -> None:
         """Is a file that cannot be used."""
         self.start()
-        self.write('{gateway: {mode: "local", tls: {enabled: true}}}')
+        self.write('{gateway: {mode: "local", bind: "tailnet"}}')
         error = self.failureResultOf(self.control.reload(), InvalidConfig).value
-        self.assertEqual("gateway.tls.enabled", error.issue.path)
+        self.assertEqual("gateway.bind", error.issue.path)

@@ -26,7 +26,7 @@ from mayros.ops.logs import LineObserver, console
 from mayros.service import RESERVED_FILES, connections_for
 from mayros.web.request import GatewayRequest
 from mayros.wire.chat import MAX_BESIDES, decode_request
-from tests.daemon import Daemon, Upstream, read_until
+from tests.daemon import Daemon, Quick, Upstream, read_until
 from tests.helpers import Client, Harness, HarnessCase, chat, head, post
 
 HELLO = {"model": "mayros", "messages": [{"role": "user", "content": "hello"}]}
@@ -38,14 +38,14 @@ class KeptTests(HarnessCase):
     def setUp(self) -> None:
         super().setUp()
         self.one = self.gateway()
-        gc.collect()
-        self.before = {id(found) for found in gc.get_objects() if isinstance(found, LiveRun | GatewayRequest)}  # of other tests
         gc.disable()
         self.addCleanup(gc.enable)
+        gc.freeze()  # what is there of other tests is not looked at
+        self.addCleanup(gc.unfreeze)
 
     def made(self, *kinds: type) -> list[Any]:
         """What this test made of these kinds and is still there."""
-        return [found for found in gc.get_objects() if isinstance(found, kinds) and id(found) not in self.before]
+        return [found for found in gc.get_objects() if isinstance(found, kinds)]
 
     def nothing_kept(self, case: Callable[[Harness], Client], *kinds: type) -> None:
         """Run a case, end its connection, and look for what is left of it."""
@@ -216,8 +216,12 @@ class SignalTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.upstream = Upstream()
         self.addCleanup(self.upstream.close)
-        self.daemon = Daemon(Path(self.mktemp()), self.upstream, {"shutdown": {"graceMs": 60_000}})
-        self.addCleanup(self.daemon.kill)
+        self.daemon = self.made(Quick)
+
+    def made(self, kind: type[Daemon]) -> Daemon:
+        daemon = kind(Path(self.mktemp()), self.upstream, {"shutdown": {"graceMs": 60_000}})
+        self.addCleanup(daemon.kill)
+        return daemon
 
     def test_a_second_signal_ends_the_grace(self) -> None:
         """The live run is aborted, its client told so, and the process ends, in order and without a traceback."""
@@ -237,7 +241,7 @@ class SignalTests(SynchronousTestCase):
 
     def test_closed_output(self) -> None:
         """It starts and serves where standard output and error are closed."""
-        daemon = self.daemon
+        daemon = self.made(Daemon)
         closed = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *daemon.command()]
         daemon.command = lambda *options, cli=False: closed  # type: ignore[method-assign]
         daemon.start()

@@ -139,7 +139,7 @@ class Properties(SynchronousTestCase):
     """Whatever the stream and however it is cut."""
 
     @given(STREAMS, st.lists(st.integers(0, 200), max_size=8))
-    @settings(SETTINGS, max_examples=300)
+    @settings(SETTINGS, max_examples=120)
     def test_any_cut_gives_the_same_events(self, stream: bytes, cuts: list[int]) -> None:
         """Pieces of any size, empty ones too, give what the whole stream gives, and that is what the standard's algorithm gives."""
         borders = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
@@ -148,7 +148,7 @@ class Properties(SynchronousTestCase):
         self.assertEqual(decode(stream), naive(stream))
 
     @given(STREAMS)
-    @settings(SETTINGS, max_examples=100)
+    @settings(SETTINGS, max_examples=60)
     def test_byte_by_byte(self, stream: bytes) -> None:
         """The worst cut of all."""
         self.assertEqual(decode(*(bytes([byte]) for byte in stream)), naive(stream))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -126,6 +127,20 @@ class LockTests(Folder):
         self.assertEqual((self.path / "gateway.lock").read_text(), f"{holder.pid}\n")
         state.lock()
         self.assertEqual((self.path / "gateway.lock").read_text(), f"{os.getpid()}\n")
+        state.unlock()
+
+    def test_full_disk(self) -> None:
+        """May pass by itself: status 1, so that a service manager tries again; and the lock is given back."""
+        state = StateDir.open(str(self.path))
+
+        def full(fd: int, data: bytes, offset: int) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patched = self.patch(os, "pwrite", full)
+        error = self.assertRaises(StartError, state.lock)
+        patched.restore()
+        self.assertEqual((error.status, str(error)), (1, f"{self.path}/gateway.lock: No space left on device"))
+        state.lock()
         state.unlock()
 
     def test_strange_lock_file(self) -> None:

@@ -23,6 +23,7 @@ class Sockets:
 
     def announce(self, reason: str, restart_expected_ms: int | None) -> None:
         self.heard.append(f"shutdown: {reason}")
+        self.expected_ms = restart_expected_ms
 
     def close_all(self) -> None:
         self.heard.append("1012")
@@ -35,9 +36,12 @@ class StoppingTests(HarnessCase):
         super().setUp()
         self.one = self.gateway()
         self.heard: list[str] = []
-        self.stopping = Stopping(
-            self.one.site, self.one.runs, Sockets(self.heard), self.close_ports, lambda: succeed(None), self.one.clock, 20.0, self.tell
-        )
+        self.sockets = Sockets(self.heard)
+        self.stopping = self.made(None)
+
+    def made(self, again: float | None) -> Stopping:
+        one = self.one
+        return Stopping(one.site, one.runs, self.sockets, self.close_ports, lambda: succeed(None), one.clock, 20.0, self.tell, again)
 
     def close_ports(self) -> Deferred[Any]:
         self.heard.append("ports closed")
@@ -65,6 +69,20 @@ class StoppingTests(HarnessCase):
         self.successResultOf(stopping)
         self.assertEqual(self.heard, ["told: stopping: 0 runs are live, they may take 20 s", "ports closed", "shutdown: service restart", "1012"])
         self.assertGreater(self.seconds, 20 + 10)
+        self.assertIsNone(self.sockets.expected_ms)
+
+    def test_a_restart_of_its_own(self) -> None:
+        """Clients hear when to try again; runs that are live may take the grace before."""
+        self.stopping = self.made(3.25)
+        self.successResultOf(self.stop())
+        self.assertEqual(self.sockets.expected_ms, 3_250)
+        self.one = self.gateway()
+        self.stopping = self.made(3.25)
+        live = self.one.dial(post(chat("hello")))
+        self.stop(live)
+        self.assertEqual(self.sockets.expected_ms, 23_250)
+        self.one.provider.stop()
+        self.wait(0.2, live)
 
     def test_a_connection_that_has_not_asked_yet(self) -> None:
         """Its first request is served, also where it is a run, with `Connection: close`; there is no second one."""

@@ -1,5 +1,6 @@
 """The store: turns that survive, failures that stay small, and a start that refuses what it cannot use."""
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -26,7 +27,7 @@ from mayros.events import Usage
 from mayros.messages import Message, pack, unpack
 from mayros.storage import listing, maintenance, migrate
 from mayros.storage.database import Database
-from mayros.storage.engine import default_url, make_engine, parse_url
+from mayros.storage.engine import default_url, make_engine, parse_url, start_error
 from mayros.storage.history import Histories
 from mayros.storage.idempotency import SqlIdempotency
 from mayros.storage.maintenance import CHUNK, Maintenance
@@ -500,6 +501,14 @@ class Opening(SynchronousTestCase):
         self.addCleanup(other.close)
         other.execute("BEGIN IMMEDIATE")
         self.assertIn("locked", self.refused(1))
+
+    def test_full_disk(self) -> None:
+        """A disk without room is status 1: it may pass by itself."""
+        url = parse_url(self.url)
+        full = sa.exc.OperationalError("UPDATE", None, sqlite3.OperationalError("database or disk is full"))
+        for error in (full, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))):
+            told = start_error(error, url)
+            self.assertEqual((told.status, "no room" in str(told), self.path in str(told)), (1, True, True), error)
 
     def test_cannot_be_opened(self) -> None:
         """A folder in the file's place, or no folder to put it into, is one line."""

@@ -25,9 +25,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from websockets.sync.client import connect
 
+import mayros
 from mayros.errors import StartError
 from mayros.ops.listen import Listeners
-from mayros.ops.systemd import Heartbeat, Passed, close_on_exec, scrub
+from mayros.ops.systemd import RESTART_SECONDS, Heartbeat, Passed, close_on_exec, scrub
 from mayros.ops.systemd import Manager as Told
 from tests.activation import HeldDaemon, Manager
 from tests.daemon import Upstream, python_path, read_until
@@ -75,6 +76,11 @@ class EnvironmentTests(SynchronousTestCase):
             self.assertEqual(Told.of(environ, PID).sockets, expected, environ)
         self.assertEqual(len(Told.of({"LISTEN_FDS": "999999", "LISTEN_PID": str(PID)}, PID).sockets), 64)
 
+    def test_the_pause_before_a_restart(self) -> None:
+        """Is that of our units."""
+        for unit in ("mayros-gateway.service", "mayros-gateway.user.service"):
+            self.assertIn(f"\nRestartSec={RESTART_SECONDS:g}\n", (Path(mayros.__file__).parent / "systemd" / unit).read_text())
+
     def test_children_hear_nothing_of_it(self) -> None:
         """The variables go, all else stays."""
         environ = dict.fromkeys(("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY"), "x")
@@ -105,6 +111,11 @@ class TellTests(SynchronousTestCase):
             told = Told(manager.address)
             told.ready("2 live runs")
             self.assertEqual(manager.hear(), {"READY": "1", "STATUS": "2 live runs"})
+            again = told.again_seconds
+            self.assertGreater(again, RESTART_SECONDS)
+            told.ready("and again")  # after a reload: it did not take longer to start
+            self.assertEqual((manager.hear() or {})["STATUS"], "and again")
+            self.assertEqual(told.again_seconds, again)
             told.status("a\nb " + "x" * 500)
             said = manager.hear()
             assert said is not None

@@ -69,7 +69,7 @@ from tests.helpers import SECRET, FakeTool
 from tests.test_loop import PATH, LoopCase
 from tests.test_tools_exec import ExecCase
 
-FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=150)
+FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=80)
 MARK = "EXTERNAL_UNTRUSTED_CONTENT"
 #: What a text would be made of that wants to get out.
 PIECES = st.sampled_from(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
@@ -478,6 +479,47 @@ class SweepTests(ExecCase):
 
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(keys.__file__)))
+
+
+class ChainTests(ExecCase):
+    """Processes that are gone before they can be signalled."""
+
+    #: Each starts the next one and ends, and writes when that was.
+    CHAIN = (
+        "import os, time\nend = time.monotonic() + 15\nwhile time.monotonic() < end:\n    if os.fork():\n        os._exit(0)\n"
+        "    with open('beat', 'w') as file:\n        file.write(str(time.monotonic()))\n    time.sleep(0.003)\n"
+    )
+
+    async def goes_on(self) -> bool:
+        """Whether there is another one still."""
+        Path(self.workspace, "beat").write_text("")
+        await marks.pause(reactor, 0.3)
+        return self.wrote("beat") != ""
+
+    async def test_a_chain_is_ended(self) -> None:
+        """By its group, which it has for itself; in the group of the command, and in another one."""
+        Path(self.workspace, "chain").write_text(self.CHAIN)
+        for start in ("", "setsid "):
+            session = (await self.start(f"{start}{sys.executable} -IS chain; sleep 100"))["sessionId"]
+            while not await self.goes_on():
+                pass
+            await self.look("kill", session)
+            while self.spawner.live:
+                await marks.pause(reactor, 0.02)
+            self.assertFalse(await self.goes_on(), start)
+
+    async def test_others_in_its_group_are_let_be(self) -> None:
+        """A group with a process in it that is not marked is not signalled as a whole."""
+        Path(self.workspace, "chain").write_text(self.CHAIN)
+        env = {**os.environ, marks.VARIABLE: self.spawner.marks.new()}
+        shell = ["sh", "-c", 'env MAYROS_EXEC_ID="$0" "$1" -IS chain & exec sleep 100', env.pop(marks.VARIABLE), sys.executable]
+        bystander = subprocess.Popen(shell, cwd=self.workspace, env=env, start_new_session=True)
+        self.addCleanup(bystander.wait)
+        self.addCleanup(os.killpg, bystander.pid, signal.SIGKILL)
+        while not await self.goes_on():
+            pass
+        await self.spawner.marks.clear(self.spawner.marks.instance, 0.1)
+        self.assertIsNone(bystander.poll())
 
 
 class OutputTests(SynchronousTestCase):

@@ -200,6 +200,13 @@ class ConnectTests(SynchronousTestCase):
         self.assertNotIn("seq", event)
         self.assertTrue(link.large)
 
+    def test_how_long_it_has_been_up(self) -> None:
+        """Is not a matter of the date, which may be set back meanwhile."""
+        self.world.gateway.now_ms = lambda: 1
+        self.assertEqual(5_000, self.admitted(connect_params(READ))["snapshot"]["uptimeMs"])
+        self.world.clock.advance(2)
+        self.assertEqual(7_000, self.admitted(connect_params(READ))["snapshot"]["uptimeMs"])
+
     def test_the_scope_of_sessions(self) -> None:
         """Is the configured one, here as in `agents.list`."""
         for scope in ("per-sender", "global"):

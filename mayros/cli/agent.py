@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mayros.cli import candidates
 from mayros.cli.remote import Refused, Remote, gateway_options
 from mayros.cli.show import cell, clean, print_json
 from mayros.core.keys import new_id
@@ -26,8 +27,13 @@ ABORT_SECONDS = 3.0
 
 @click.command()
 @click.option("-m", "--message", required=True, help="What to say to the agent.")
-@click.option("--agent", "agent_id", metavar="ID", help="The agent; without it the default agent.")
-@click.option("--session-key", metavar="KEY", help="The conversation to go on with; without it the agent's main session.")
+@click.option("--agent", "agent_id", metavar="ID", shell_complete=candidates.agent_ids, help="The agent; without it the default agent.")
+@click.option(
+    "--session-key",
+    metavar="KEY",
+    shell_complete=candidates.session_keys,
+    help="The conversation to go on with; without it the agent's main session.",
+)
 @click.option("--local", is_flag=True, help="Run in this process, without a gateway.")
 @click.option("--timeout", type=click.IntRange(1, 86_400), metavar="S", help="Seconds the run may take.")
 @gateway_options(seconds=None)

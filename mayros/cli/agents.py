@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mayros.cli import candidates
 from mayros.cli.remote import Remote, gateway_options
 from mayros.cli.show import cell, clean, print_json, record, records, table
 from mayros.core.keys import normalise_agent_id
@@ -41,7 +42,12 @@ def list_agents(remote: Remote) -> None:
 @agents.command()
 @click.argument("name")
 @click.option("--workspace", metavar="DIR", help="Folder of its files on the gateway's machine; default: workspace-<id> in the state directory.")
-@click.option("--model", metavar="MODEL", help="The model it asks first, as provider/model; default: that of agents.defaults.")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    shell_complete=candidates.model_refs,
+    help="The model it asks first, as provider/model; default: that of agents.defaults.",
+)
 @click.option("--emoji", help="Shown beside its name.")
 @click.option("--avatar", help="A picture's address or path.")
 @gateway_options()
@@ -64,10 +70,10 @@ def add(remote: Remote, name: str, workspace: str | None, model: str | None, emo
 
 
 @agents.command("set")
-@click.argument("agent_id")
+@click.argument("agent_id", shell_complete=candidates.agent_ids)
 @click.option("--name", help="Its name.")
 @click.option("--workspace", metavar="DIR", help="Folder of its files on the gateway's machine.")
-@click.option("--model", metavar="MODEL", help="The model it asks first, as provider/model.")
+@click.option("--model", metavar="MODEL", shell_complete=candidates.model_refs, help="The model it asks first, as provider/model.")
 @click.option("--avatar", help="A picture's address or path.")
 @gateway_options()
 def set_agent(remote: Remote, agent_id: str, name: str | None, workspace: str | None, model: str | None, avatar: str | None) -> None:
@@ -83,7 +89,7 @@ def set_agent(remote: Remote, agent_id: str, name: str | None, workspace: str | 
 
 
 @agents.command()
-@click.argument("agent_id")
+@click.argument("agent_id", shell_complete=candidates.agent_ids)
 @click.option("--keep-files", is_flag=True, help="Leave the folder of its files where it is.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @gateway_options()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from mayros.cli.acts import note
 from mayros.cli.place import Place, here
 from mayros.cli.show import clean, print_json
 from mayros.errors import StartError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Of the state directory: single files, and folders with everything below them. Logs, models and locks can be made again.
 FILES = (".env", "gateway-token")
-FOLDERS = ("identity", "keys")
+FOLDERS = ("identity", "keys", "tls")
 WORKSPACES = "workspace"
 
 
@@ -41,14 +42,15 @@ def backup(ctx: click.Context, file: str, store_only: bool, force: bool, as_json
     """Write everything that a gateway is made of into FILE (tar.gz, mode 0600), also while it runs.
 
     In it: the store as it is at one moment (sessions, devices, tokens, rules), the configuration file with what it includes, .env, the token, this
-    machine's identity, keys, and the workspaces in the state directory. It holds secrets. Not in it: models, logs, and what lies elsewhere, which is
-    listed. A store in PostgreSQL is not in it either: pg_dump.
+    machine's identity, keys, the TLS certificate, and the workspaces in the state directory. It holds secrets. Not in it: models, logs, and what lies
+    elsewhere, which is listed. A store in PostgreSQL is not in it either: pg_dump.
     """
     place = here(ctx)
     os.umask(0o077)
     if os.path.lexists(file) and not force:
         raise click.ClickException(f"{file} exists: --force replaces it")
     told = write(place, file, store_only)
+    note(place, "backup", told["file"], files=told["files"], storeOnly=store_only)
     if as_json:
         print_json(told)
         return
@@ -134,6 +136,8 @@ def _is_folder(path: str) -> bool:
 
 def elsewhere(place: Place, loaded: Loaded) -> Iterator[str]:
     """What belongs to the gateway and is not taken."""
+    from mayros.config.tls import tls_files
+
     state = os.path.realpath(place.state_dir)
     inside = [os.path.join(state, name) for name in folders(state)]
     for agent in place.settings(loaded).directory.agents.values():
@@ -147,6 +151,10 @@ def elsewhere(place: Place, loaded: Loaded) -> Iterator[str]:
                 yield f"the key of {profile_id}, {profile.key_file}"
         elif profile.credential is not None:
             yield f"the key of {profile_id}, which the service manager keeps"
+    tls = loaded.config.gateway.tls
+    for path in tls_files(tls, state).all if tls.enabled else ():
+        if os.path.relpath(os.path.realpath(path), state).split(os.sep)[0] not in FOLDERS:
+            yield f"of gateway.tls, {path}"
 
 
 @click.command()
@@ -177,6 +185,7 @@ def restore(ctx: click.Context, file: str, store_only: bool, yes: bool, as_json:
                 click.echo(work.describe())
                 click.confirm("Restore this?", abort=True)
             told = work.do(time.strftime("%Y%m%d-%H%M%S"))
+        note(place, "restore", told["file"], restored=told["restored"], schema=told["schema"], storeOnly=store_only)
     finally:
         state.unlock()
     if as_json:

@@ -56,8 +56,16 @@ def _number(text: str | None) -> int | None:
 
 
 def _probe(service: Service, text: str | None) -> dict[str, Any]:
+    from mayros.config.tls import own_trust
     from mayros.ops.units import addresses, listened_on
 
+    trust = None
+    try:
+        trust = own_trust(service.place.load().config.gateway.tls, service.place.state_dir)
+    except StartError as error:
+        if text is None:
+            return {"ready": False, "url": None, "why": str(error)}
+        # A gateway that runs goes on with what it has read before.
     try:
         if text is None:
             gateway = service.place.load().config.gateway
@@ -66,9 +74,9 @@ def _probe(service: Service, text: str | None) -> dict[str, Any]:
     except StartError as error:
         return {"ready": False, "url": None, "why": str(error)}
     host = _ANY.get(host, host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/readyz"
+    url = f"{'http' if trust is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}/readyz"
     try:
-        code = service.host.get(host, port, "/readyz")
+        code = service.host.get(host, port, "/readyz", trust)
     except OSError as error:
         return {"ready": False, "url": url, "why": error.strerror or str(error)}
     return {"ready": code == 200, "url": url, "why": "" if code == 200 else f"it answers {code}; `mayros status` says why"}

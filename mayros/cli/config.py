@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mayros.cli import candidates
 from mayros.cli.place import Place, here
 from mayros.cli.remote import Refused, Remote, gateway_options, idle
 from mayros.cli.show import print_json, record
@@ -34,7 +35,7 @@ def config() -> None:
 
 
 @config.command()
-@click.argument("key", metavar="[PATH]", required=False)
+@click.argument("key", metavar="[PATH]", required=False, shell_complete=candidates.config_paths)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def get(ctx: click.Context, key: str | None, as_json: bool) -> None:
@@ -82,9 +83,14 @@ def path(ctx: click.Context) -> None:
 
 
 @config.command("set")
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH", shell_complete=candidates.config_paths)
 @click.argument("value", required=False)
-@click.option("--value-file", metavar="FILE", help="The file that holds the value (- is standard input); for secrets the only way.")
+@click.option(
+    "--value-file",
+    metavar="FILE",
+    shell_complete=candidates.files,
+    help="The file that holds the value (- is standard input); for secrets the only way.",
+)
 @gateway_options()
 def set_value(remote: Remote, path: str, value: str | None, value_file: str | None) -> None:
     """Set the value at PATH, such as gateway.http.maxBodyBytes 64mb or agents.list[0].name Work.
@@ -107,7 +113,7 @@ def set_value(remote: Remote, path: str, value: str | None, value_file: str | No
 
 
 @config.command()
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, shell_complete=candidates.config_paths)
 @gateway_options()
 def unset(remote: Remote, paths: tuple[str, ...]) -> None:
     """Take the values at PATH out of the file, so that their defaults hold. Comments above them stay."""
@@ -118,6 +124,7 @@ def unset(remote: Remote, paths: tuple[str, ...]) -> None:
 @gateway_options()
 def edit(remote: Remote) -> None:
     """Open the file in your editor ($VISUAL or $EDITOR). It is checked before it is saved; of another gateway's file secrets are hidden, and kept."""
+    from mayros.cli.acts import changed, tree_of
     from mayros.config.change import replace
     from mayros.config.source import read_file
 
@@ -142,7 +149,9 @@ def edit(remote: Remote) -> None:
             if running and (answer := _asked(remote, "config.set", asked)) is not None:
                 _say(remote, answer)
             else:
+                old = tree_of(place)
                 replace(place.config_path, place.environ, place.state_dir, edited, before)
+                changed(place, "config edit", old)
                 _saved(place)
             return
         except (Refused, ConfigError, GatewayError) as error:
@@ -177,7 +186,7 @@ def _asked(remote: Remote, method: str, params: dict[str, Any]) -> Any:
 
 
 def _change(remote: Remote, changes: dict[str, Any]) -> None:
-    from mayros.config.change import change
+    from mayros.cli.acts import change_file
     from mayros.config.revise import assign, remove
 
     def editing(tree: dict[str, Any]) -> None:
@@ -194,7 +203,7 @@ def _change(remote: Remote, changes: dict[str, Any]) -> None:
             _say(remote, answer)
             return
         try:
-            change(place.config_path, place.environ, place.state_dir, editing)
+            change_file(place, "config set" if "set" in changes else "config unset", editing)
         except GatewayError as error:
             raise click.ClickException(error.message) from error
         if remote.json:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 import msgspec
 
+from mayros.cli import candidates
 from mayros.cli.place import Place, here
 from mayros.messages import ImagePart, Message, text_of, unpack
 
@@ -26,7 +27,7 @@ _WHO = {"user": "User", "assistant": "Assistant", "tool": "Result of a tool", "s
 
 
 @click.command()
-@click.argument("session", metavar="SESSION")
+@click.argument("session", metavar="SESSION", shell_complete=candidates.session_keys)
 @click.option("--format", "form", type=click.Choice(["jsonl", "markdown"]), default="jsonl", show_default=True, help="How it is written.")
 @click.option("--earlier", is_flag=True, help="Also what was said before the session was reset.")
 @click.option("--output", metavar="FILE", type=click.Path(dir_okay=False), help="Write into this new file, not to standard output.")

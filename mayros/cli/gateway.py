@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mayros.cli import service
+from mayros.cli import candidates, certificate, service
 from mayros.cli.place import credential, here
 from mayros.cli.remote import Refused, Remote, gateway_options
 from mayros.cli.show import cell, print_json, record
@@ -23,12 +23,12 @@ def gateway() -> None:
     """Run the gateway, make it a service, or ask one how it is."""
 
 
-for command in (service.install, service.uninstall, service.start, service.stop, service.restart, service.status):
+for command in (service.install, service.uninstall, service.start, service.stop, service.restart, service.status, certificate.cert):
     gateway.add_command(command)
 
 
 @gateway.command()
-@click.option("--config", metavar="FILE", help="The configuration file.")
+@click.option("--config", metavar="FILE", shell_complete=candidates.files, help="The configuration file.")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="The port to listen on.")
 @click.option("--listen", metavar="ENDPOINT", multiple=True, help="A Twisted server endpoint to listen on; may be given several times.")
 @click.option("--allow-unconfigured", is_flag=True, help="Start although gateway.mode is not local.")

@@ -1,4 +1,6 @@
-"""This machine, as far as `mayros gateway install` and its like touch it: files of the system, systemctl, a look at a port. Imports nothing of ours.
+"""This machine, as far as `mayros gateway install` and its like touch it: files of the system, systemctl, a look at a port.
+
+Imports net.certificates when a gateway with TLS is looked at.
 
 Tests give a `Host` of their own: another root, and programs that are functions.
 """
@@ -11,9 +13,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
+    from mayros.net.certificates import Trust
 
 #: For each call of a program of the system. Starting a service waits until it is ready, which the unit allows ten minutes for.
 SECONDS = 660
@@ -37,11 +44,11 @@ def _run(argv: Sequence[str]) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def _get(host: str, port: int, path: str) -> int:
-    """The status of a GET. Raises OSError."""
+def _get(host: str, port: int, path: str, trust: Trust | None = None) -> int:
+    """The status of a GET, over TLS with `trust`. Raises OSError."""
     from http.client import HTTPConnection, HTTPException
 
-    connection = HTTPConnection(host, port, timeout=10)
+    connection = HTTPConnection(host, port, timeout=10) if trust is None else _secure(host, port, trust)
     try:
         connection.request("GET", path)
         return connection.getresponse().status
@@ -51,6 +58,29 @@ def _get(host: str, port: int, path: str) -> int:
         connection.close()
 
 
+def _secure(host: str, port: int, trust: Trust) -> HTTPConnection:
+    """A connection to who has the trusted certificate. Raises OSError."""
+    import ssl
+    from http.client import HTTPSConnection
+
+    from mayros.net.certificates import check_fingerprint
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # No authority and no name counts: the one certificate does, before anything is sent.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if trust.shown is not None:
+        context.load_cert_chain(*trust.shown)
+    connection = HTTPSConnection(host, port, timeout=10, context=context)
+    try:
+        connection.connect()
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        check_fingerprint(trust.fingerprint, connection.sock.getpeercert(binary_form=True))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 class Host:
     """Implements ops.subject.Machine too. `root` stands before the paths of the system. `booted`: whether systemd runs it; None: look."""
 
@@ -58,7 +88,7 @@ class Host:
         self,
         root: str = "/",
         run: Callable[[Sequence[str]], Done] = _run,
-        get: Callable[[str, int, str], int] = _get,
+        get: Callable[[str, int, str, Trust | None], int] = _get,
         uid: int | None = None,
         booted: bool | None = None,
     ) -> None:

@@ -104,12 +104,12 @@ class Installation:
 
             setup.main([], obj=place, standalone_mode=False)
         if self.port is not None and place.load().config.gateway.port != self.port:
-            from mayros.config.change import change
+            from mayros.cli.acts import change_file
 
             def edit(tree: dict[str, Any]) -> None:
                 tree.setdefault("gateway", {})["port"] = self.port
 
-            change(place.config_path, place.environ, place.state_dir, edit)
+            change_file(place, "gateway install", edit)
             click.echo(f"Port: {self.port} (gateway.port in {place.config_path})")
         if place.load().config.gateway.mode != "local":
             raise click.ClickException(f"gateway.mode is not local in {place.config_path}: the gateway would not start")

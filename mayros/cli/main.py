@@ -6,13 +6,17 @@ Imports click, errors and the sibling modules of the command that runs; `mayros 
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mayros.errors import GatewayError, StartError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 #: Command -> the module beside this one that holds it under the command's name.
 COMMANDS = {
@@ -21,7 +25,9 @@ COMMANDS = {
         "agent",
         "agents",
         "approvals",
+        "audit",
         "backup",
+        "completion",
         "config",
         "devices",
         "doctor",
@@ -37,7 +43,7 @@ COMMANDS = {
         "tools",
         "usage",
     )
-} | {"restore": "backup"}
+} | {"import": "importing", "restore": "backup"}
 
 
 class Root(click.Group):
@@ -49,12 +55,24 @@ class Root(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"mayros.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        attribute = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command = getattr(importlib.import_module(f"mayros.cli.{COMMANDS[cmd_name]}"), attribute)
         assert isinstance(command, click.Command)
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """The names alone: to tell what each does would load them all, at a Tab."""
+        from click.shell_completion import CompletionItem
+
+        names = [CompletionItem(name) for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command and leave with its status: 0, 1 failed, 2 wrong usage, 78 configuration, 130 interrupted."""
+        if asked_by_shell := os.environ.get("_MAYROS_COMPLETE"):
+            from mayros.cli.completion import answer
+
+            sys.exit(answer(self, asked_by_shell))
         try:
             status = super().main(*args, **{"prog_name": "mayros", **extra, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as asked:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mayros.cli import candidates
 from mayros.cli.place import Place, here
 from mayros.cli.remote import Remote, gateway_options
 from mayros.cli.show import print_json, table
@@ -111,17 +112,30 @@ def key_wanted(settings: Settings, provider: Provider) -> str | None:
 
 
 @models.command("set")
-@click.argument("ref")
-@click.option("--fallback", "fallbacks", multiple=True, metavar="REF", help="Tried when it fails; may be given several times, in order.")
-@click.option("--agent", "agent_id", metavar="ID", help="Only for this agent; default: for all that have no model of their own.")
+@click.argument("ref", shell_complete=candidates.model_refs)
+@click.option(
+    "--fallback",
+    "fallbacks",
+    multiple=True,
+    metavar="REF",
+    shell_complete=candidates.model_refs,
+    help="Tried when it fails; may be given several times, in order.",
+)
+@click.option(
+    "--agent",
+    "agent_id",
+    metavar="ID",
+    shell_complete=candidates.agent_ids,
+    help="Only for this agent; default: for all that have no model of their own.",
+)
 @click.pass_context
 def set_model(ctx: click.Context, ref: str, fallbacks: tuple[str, ...], agent_id: str | None) -> None:
     """Make REF (provider/model, or an alias) the model that agents ask first.
 
     Changes the configuration file and nothing else in it; fallbacks that are not given stay as they are. A running gateway notices it.
     """
+    from mayros.cli.acts import change_file
     from mayros.cli.model_trial import ready
-    from mayros.config.change import change
 
     place = here(ctx)
     settings = place.settings(place.load())
@@ -143,7 +157,7 @@ def set_model(ctx: click.Context, ref: str, fallbacks: tuple[str, ...], agent_id
         else:
             holder["model"] = {"primary": ref, "fallbacks": chain} if chain else ref
 
-    change(place.config_path, place.environ, place.state_dir, edit)
+    change_file(place, "models set", edit)
     whom = "all agents without a model of their own" if agent_id is None else f"the agent {agent_id}"
     then = f", then {', '.join(map(str, chain))}" if chain else ""
     click.echo(f"{place.config_path}: {ref} is the model of {whom}{then}. A running gateway asks it from its next run on.")
@@ -158,7 +172,7 @@ def _entry(tree: dict[str, Any], agent_id: str) -> dict[str, Any]:
 
 
 @models.command("test")
-@click.argument("refs", nargs=-1, metavar="[REF]...")
+@click.argument("refs", nargs=-1, metavar="[REF]...", shell_complete=candidates.model_refs)
 @click.option("--live", is_flag=True, help="Ask each model for one word: a real request, which may cost a fraction of a cent.")
 @click.option("--timeout", type=click.FloatRange(1, 600), default=60.0, show_default=True, metavar="S", help="Seconds to wait for each answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -200,7 +214,7 @@ def status(remote: Remote) -> None:
 @click.argument("name", type=click.Choice(["smollm2"]))
 @click.pass_context
 def install(ctx: click.Context, name: str) -> None:
-    """Download the embedded model into the state directory; does nothing when it is there."""
+    """Download the embedded model NAME (smollm2) into the state directory; does nothing when it is there."""
     from mayros.net.statedir import StateDir, recognise_foreign
     from mayros.providers import embedded
 

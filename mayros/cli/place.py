@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mayros.config.load import Loaded
     from mayros.config.secret import AuthSecret
     from mayros.core.routing import Settings
+    from mayros.net.certificates import Trust
     from mayros.ws.identity import Identity
 
 #: `connect(reactor, url, token=, password=, identity=, gateway=, scopes=, on_event=, timeout=)` of ws/client.py.
@@ -132,12 +133,16 @@ class Place:
 
 
 class Target(NamedTuple):
-    """A gateway to talk to. `own`: this machine's; device tokens of others are kept under their URLs. No secret shows in its repr."""
+    """A gateway to talk to. `own`: this machine's; device tokens of others are kept under their URLs. No secret shows in its repr.
+
+    `trust`: whose certificate is taken; None: the system's authorities are asked.
+    """
 
     url: str
     token: str | None
     password: str | None
     own: bool = False
+    trust: Trust | None = None
 
     @property
     def gateway(self) -> str:
@@ -153,17 +158,20 @@ class Target(NamedTuple):
         return f"<Target {self.url}>"
 
 
-def target(place: Place, url: str | None, token: str | None = None, password: str | None = None) -> Target:
+def target(place: Place, url: str | None, token: str | None = None, password: str | None = None, fingerprint: str | None = None) -> Target:
     """The gateway that a command means.
 
     With `url`, only a secret given beside it is used, never a stored one: a stored secret must not travel to an address that happens to be on
-    the command line. Without, `gateway.remote` in mode `remote`, else the gateway of this machine's configuration.
+    the command line. Without, `gateway.remote` in mode `remote`, else the gateway of this machine's configuration. `fingerprint` (as
+    `parse_fingerprint` gives it) is that of the certificate; without one it is the configured one, of this machine's gateway its own.
     """
+    from mayros.config.tls import own_trust
+
     given = bool(token or password)
     if url is not None:
         if not given:
             token, password = (place.environ.get(name) or None for name in ("MAYROS_GATEWAY_TOKEN", "MAYROS_GATEWAY_PASSWORD"))
-        return Target(checked(url), token, password)
+        return Target(checked(url), token, password, trust=_trust(place, url, fingerprint))
     loaded = place.load()
     gateway = loaded.config.gateway
     if gateway.mode == "remote":
@@ -171,12 +179,36 @@ def target(place: Place, url: str | None, token: str | None = None, password: st
             raise click.ClickException("gateway.mode is remote, but gateway.remote.url is not set")
         if not given:
             token, password = gateway.remote.token, gateway.remote.password
-        return Target(checked(gateway.remote.url), token, password)
-    address = f"ws://{_host(gateway.bind, gateway.custom_bind_host)}:{port(place, gateway.port)}/"
+        return Target(checked(gateway.remote.url), token, password, trust=_trust(place, gateway.remote.url, fingerprint))
+    own = own_trust(gateway.tls, place.state_dir)
+    address = f"{'ws' if own is None else 'wss'}://{_host(gateway.bind, gateway.custom_bind_host)}:{port(place, gateway.port)}/"
+    trust = own if fingerprint is None else _trust(place, address, fingerprint)
     if given:
-        return Target(address, token, password, own=True)
+        return Target(address, token, password, own=True, trust=trust)
     known = credential(place, loaded)
-    return Target(address, known.value if known.mode == "token" else None, known.value if known.mode == "password" else None, own=True)
+    return Target(address, known.value if known.mode == "token" else None, known.value if known.mode == "password" else None, own=True, trust=trust)
+
+
+def _trust(place: Place, url: str, fingerprint: str | None) -> Trust | None:
+    """By what a gateway elsewhere is known: a given fingerprint, else that of `gateway.remote` where it is the gateway that is meant."""
+    from mayros.net.certificates import Trust, parse_fingerprint
+
+    secure = url.lower().startswith("wss:")
+    if fingerprint is not None:
+        if not secure:
+            raise click.UsageError(f"--tls-fingerprint needs a wss:// URL, and this is {url}: without TLS there is no certificate")
+        return Trust(fingerprint)
+    if not secure:
+        return None
+    remote = place.load().config.gateway.remote
+    if remote.tls_fingerprint is None or (remote.url is not None and _authority(remote.url) != _authority(url)):
+        return None
+    return Trust(parse_fingerprint(remote.tls_fingerprint))
+
+
+def _authority(url: str) -> tuple[str | None, int]:
+    parts = urlsplit(url)
+    return parts.hostname, parts.port or 443
 
 
 def credential(place: Place, loaded: Loaded) -> AuthSecret:

@@ -44,7 +44,15 @@ class Remote:
     """The gateway that the options mean. Nothing is read or connected before it is needed."""
 
     def __init__(
-        self, place: Place, url: str | None, token_file: str | None, token: str | None, password: str | None, as_json: bool, timeout: float
+        self,
+        place: Place,
+        url: str | None,
+        token_file: str | None,
+        token: str | None,
+        password: str | None,
+        fingerprint: str | None,
+        as_json: bool,
+        timeout: float,
     ) -> None:
         if token_file is not None and token is not None:
             raise click.UsageError("--token and --token-file are two ways to say one thing")
@@ -54,18 +62,19 @@ class Remote:
             click.echo(_WARNING, err=True)
         self.place, self.json, self.timeout = place, as_json, timeout
         self._named = url, token_file, token, password
+        self._fingerprint = fingerprint
         self._clock: Any = None
 
     @property
     def elsewhere(self) -> bool:
         """Whether an option names a gateway or a secret."""
-        return any(self._named)
+        return any(self._named) or self._fingerprint is not None
 
     @functools.cached_property
     def target(self) -> Target:
         """Where to connect, with which secret."""
         url, token_file, token, password = self._named
-        return target(self.place, url, read_token(token_file) if token_file is not None else token, password)
+        return target(self.place, url, read_token(token_file) if token_file is not None else token, password, self._fingerprint)
 
     def call(self, method: str, params: object = None, *, expect_final: bool = False) -> Any:
         """The payload of one method's answer. Raises Refused."""
@@ -86,6 +95,8 @@ class Remote:
         connect = self.place.connects()
 
         more: dict[str, Any] = {"reconnect": True} if again else {}
+        if to.trust is not None:
+            more["trust"] = to.trust
 
         async def talking(reactor: Any) -> Answer:
             self._clock = reactor
@@ -148,6 +159,10 @@ def _refuse(to: Target, failure: CallFailed) -> NoReturn:
     hint = ""
     if failure.message.startswith("Cannot reach") and to.own:
         hint = " (is it running? `mayros gateway run` starts one)"
+    elif "closed the connection (1006)" in failure.message and to.url.startswith("ws:") and not to.own:
+        hint = " (if it speaks TLS, its URL begins with wss://)"
+    elif failure.message.startswith("Cannot speak to"):
+        hint = _about_tls(to, failure.message)
     elif failure.message.startswith("pairing required") and isinstance(details.get("requestId"), str):
         hint = f": on the gateway's machine, run `mayros devices approve {details['requestId']}`"
     elif to.secret and "device token mismatch" in failure.message:
@@ -157,8 +172,32 @@ def _refuse(to: Target, failure: CallFailed) -> NoReturn:
     raise Refused(failure.message + hint, failure.payload, failure.code) from failure
 
 
+def _about_tls(to: Target, message: str) -> str:
+    """What to do about a handshake that failed."""
+    if "expected was" in message and to.own:
+        return " (the file of gateway.tls.certPath is newer than what the gateway shows, or somebody else has its port; `mayros logs` may say why)"
+    if "expected was" in message:
+        return " (was it renewed? See `mayros gateway cert --show` there, before you change --tls-fingerprint or gateway.remote.tlsFingerprint)"
+    if "certificate verify failed" in message or "another host" in message:
+        return " (compare the fingerprint that `mayros gateway cert --show` prints there, and give it with --tls-fingerprint)"
+    if "alert" in message and "certificate" in message:
+        return " (it wants a certificate of its clients: gateway.tls.caPath)"
+    return " (it may not speak TLS: is gateway.tls on there, and has the gateway been restarted since?)"
+
+
+def _fingerprint(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The fingerprint of an option. Raises BadParameter."""
+    from mayros.net.certificates import parse_fingerprint
+
+    try:
+        return None if value is None else parse_fingerprint(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, parameter) from None
+
+
 def gateway_options(seconds: float | None = 30.0) -> Callable[[Command], Command]:
-    """Adds --url, --token-file, --token, --password, --json, and --timeout where `seconds` is its default; the command gets a `Remote` first."""
+    """Adds --url, --token-file, --token, --password, --tls-fingerprint, --json, and --timeout where `seconds` is its default; the command gets a
+    `Remote` first."""
 
     def adding(command: Command) -> Command:
         @functools.wraps(command)
@@ -168,18 +207,26 @@ def gateway_options(seconds: float | None = 30.0) -> Callable[[Command], Command
             token_file: str | None,
             token: str | None,
             password: str | None,
+            fingerprint: str | None,
             as_json: bool,
             wait: float = CONNECT_SECONDS,
             **rest: Any,
         ) -> Any:
             place = here(click.get_current_context())
-            return command(Remote(place, url, token_file, token, password, as_json, wait), *args, **rest)
+            return command(Remote(place, url, token_file, token, password, fingerprint, as_json, wait), *args, **rest)
 
         options = [
             click.option("--url", metavar="URL", help="Another gateway: ws://, wss:// or unix:/path. Stored secrets are not sent there."),
             click.option("--token-file", type=click.Path(exists=True, dir_okay=False), help="A file that holds the gateway's token."),
             click.option("--token", metavar="T", help="The gateway's token. Other users can see it: prefer --token-file or MAYROS_GATEWAY_TOKEN."),
             click.option("--password", metavar="P", help="The gateway's password. Other users can see it: prefer MAYROS_GATEWAY_PASSWORD."),
+            click.option(
+                "--tls-fingerprint",
+                "fingerprint",
+                metavar="HEX",
+                callback=_fingerprint,
+                help="The SHA-256 fingerprint of the certificate of a wss:// gateway. It alone is trusted then.",
+            ),
             click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON."),
         ]
         if seconds is not None:

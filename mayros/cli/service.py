@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mayros.cli import candidates
 from mayros.cli.host import Host, program
 from mayros.cli.place import Place, here
 
@@ -126,7 +127,12 @@ def which(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(chosen(here(click.get_current_context()), scope, instance), **options)
 
     for option in (
-        click.option("--instance", metavar="NAME", help="A gateway beside the plain one, with a configuration, state and port of its own."),
+        click.option(
+            "--instance",
+            metavar="NAME",
+            shell_complete=candidates.instances,
+            help="A gateway beside the plain one, with a configuration, state and port of its own.",
+        ),
         click.option("--system", "scope", flag_value="system", help="The service of the system (the default for root)."),
         click.option("--user", "scope", flag_value="user", help="The service of this user."),
     ):

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mayros.cli import candidates
 from mayros.cli.remote import Remote, gateway_options
 from mayros.cli.show import ago, cell, clean, print_json, record, records, table
 
@@ -18,7 +19,7 @@ def sessions() -> None:
 
 
 @sessions.command("list")
-@click.option("--agent", "agent_id", metavar="ID", help="Only this agent's.")
+@click.option("--agent", "agent_id", metavar="ID", shell_complete=candidates.agent_ids, help="Only this agent's.")
 @click.option("--search", metavar="TEXT", help="Only those in whose key or label this text is found.")
 @click.option("--active", type=click.IntRange(1), metavar="MINUTES", help="Only those used in the last MINUTES.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, metavar="N", help="At most so many, newest first.")
@@ -39,7 +40,7 @@ def list_sessions(remote: Remote, agent_id: str | None, search: str | None, acti
 
 
 @sessions.command()
-@click.argument("key")
+@click.argument("key", shell_complete=candidates.session_keys)
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N", help="The newest N messages.")
 @gateway_options()
 def show(remote: Remote, key: str, limit: int) -> None:
@@ -57,7 +58,7 @@ def show(remote: Remote, key: str, limit: int) -> None:
 
 
 @sessions.command()
-@click.argument("key")
+@click.argument("key", shell_complete=candidates.session_keys)
 @gateway_options()
 def reset(remote: Remote, key: str) -> None:
     """Begin the conversation KEY anew; its settings stay."""
@@ -69,7 +70,7 @@ def reset(remote: Remote, key: str) -> None:
 
 
 @sessions.command()
-@click.argument("key")
+@click.argument("key", shell_complete=candidates.session_keys)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @gateway_options()
 def delete(remote: Remote, key: str, yes: bool) -> None:

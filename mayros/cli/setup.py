@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mayros.cli import candidates
 from mayros.cli.models import set_model
 from mayros.cli.place import Place, credential, here
 from mayros.core.models import EMBEDDED, key_variables
@@ -37,9 +38,26 @@ DEFAULT_MODELS = {
 
 
 @click.command()
-@click.option("--provider", metavar="ID", help="Add a key for this provider: anthropic, openai, google, openrouter, groq, mistral, ...")
-@click.option("--api-key-file", "key_file", metavar="FILE", help="The file that holds the key (- is standard input); without it you are asked.")
-@click.option("--model", "model_ref", metavar="REF", help="The model that agents ask first from now on, as provider/model.")
+@click.option(
+    "--provider",
+    metavar="ID",
+    shell_complete=candidates.providers,
+    help="Add a key for this provider: anthropic, openai, google, openrouter, groq, mistral, ...",
+)
+@click.option(
+    "--api-key-file",
+    "key_file",
+    metavar="FILE",
+    shell_complete=candidates.files,
+    help="The file that holds the key (- is standard input); without it you are asked.",
+)
+@click.option(
+    "--model",
+    "model_ref",
+    metavar="REF",
+    shell_complete=candidates.model_refs,
+    help="The model that agents ask first from now on, as provider/model.",
+)
 @click.pass_context
 def setup(ctx: click.Context, provider: str | None, key_file: str | None, model_ref: str | None) -> None:
     """Write a first configuration with a token, and a workspace with short starter files; with --provider, add a provider's key.
@@ -132,7 +150,7 @@ def read_key(place: Place, loaded: Loaded, provider: str, key_file: str | None) 
 
 def add_key(place: Place, provider: str, key: str) -> Loaded:
     """Keep the key in the state directory (mode 0600), and name that file in `auth.profiles` of the configuration."""
-    from mayros.config.change import change
+    from mayros.cli.acts import change_file
     from mayros.net.files import write_atomic
 
     folder = os.path.join(place.state_dir, "keys")
@@ -150,7 +168,7 @@ def add_key(place: Place, provider: str, key: str) -> Loaded:
                 name = f"{provider}-{number}"
             profiles[name] = {"provider": provider, "keyFile": f"keys/{provider}"}
 
-    loaded = change(place.config_path, place.environ, place.state_dir, edit)
+    loaded = change_file(place, f"setup --provider {provider}", edit)
     click.echo(f"Key: {path}, used for {provider} (auth.profiles in {place.config_path})")
     return loaded
 

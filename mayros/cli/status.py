@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,6 +48,7 @@ def screen(found: dict[str, Any], url: str) -> list[str]:
         _row("gateway", f"{cell(gateway.get('version'))} at {cell(url)}, up {lasting(gateway.get('uptimeMs'))}, {ready}"),
         _row("doors", f"{cell(doors.get('urls'))}: {_count(doors, 'httpConnections', 'HTTP connection')}, {_count(doors, 'streams', 'stream')}, "
              f"{_count(doors, 'webSockets', 'WebSocket')}"),
+        *_certificate(record(doors.get("tls"))),
         _row("runs", f"{cell(runs.get('live'))} live, {cell(runs.get('waitingForSession'))} waiting for their session, "
              f"{cell(runs.get('waitingForSlot'))} for a slot"),
     ]  # fmt: skip
@@ -72,6 +74,16 @@ def screen(found: dict[str, Any], url: str) -> list[str]:
         for one in errors[:ERRORS]
     ]
     return made
+
+
+def _certificate(tls: dict[str, Any]) -> list[str]:
+    """The line of the certificate, where the gateway speaks TLS."""
+    if not tls:
+        return []
+    ends = tls.get("expiresAtMs")
+    left = ends - time.time_ns() // 1_000_000 if isinstance(ends, int) else None
+    valid = "" if left is None else "EXPIRED" if left <= 0 else f"valid for {lasting(left)}"
+    return [_row("certificate", f"CANNOT BE LOADED AGAIN: {cell(tls['error'])}; the old one is {valid}" if tls.get("error") else valid)]
 
 
 def _providers(models: Any) -> list[str]:

@@ -15,9 +15,11 @@ import click
 
 from mayros.cli.remote import Remote, gateway_options, idle
 from mayros.cli.show import ago, cell, print_json, record, records, table
+from mayros.errors import GatewayError
 
 if TYPE_CHECKING:
     from mayros.core.api_tokens import ApiTokens
+    from mayros.core.audit import Act
 
 _SPAN = re.compile(r"(\d{1,6})(s|m|h|d|w)", re.ASCII)
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -186,6 +188,7 @@ def _call(remote: Remote, method: str, params: dict[str, object]) -> Mapping[str
 
 def _in_store(remote: Remote, method: str, params: dict[str, object]) -> Mapping[str, Any]:
     """What the gateway's method would answer. The state directory is locked."""
+    from mayros.cli.acts import actor, audit_of
     from mayros.core.api_tokens import ApiTokens
     from mayros.storage.api_tokens import DirectApiTokens, load
     from mayros.storage.migrate import open_engine
@@ -195,25 +198,34 @@ def _in_store(remote: Remote, method: str, params: dict[str, object]) -> Mapping
     try:
         register = ApiTokens(DirectApiTokens(engine), _now_ms)
         register.restore(load(engine))
-        return _done(_answer(register, method, params, list(remote.place.settings(loaded).directory.agents)))
+        audit = audit_of(engine, loaded)
+        named = params.get("name")
+        act = audit.begin(
+            actor(), method, named if isinstance(named, str) else None, None, **{name: value for name, value in params.items() if name != "name"}
+        )
+        try:
+            return _done(_answer(register, method, params, list(remote.place.settings(loaded).directory.agents), act))
+        except GatewayError as error:
+            audit.settle(act, error)
+            raise
     finally:
         engine.dispose()
 
 
-async def _answer(register: ApiTokens, method: str, params: dict[str, Any], agents: list[str]) -> Mapping[str, Any]:
+async def _answer(register: ApiTokens, method: str, params: dict[str, Any], agents: list[str], act: Act) -> Mapping[str, Any]:
     from mayros.core.api_tokens import DEFAULT_SCOPES, Wanted, shown
 
     if method == "tokens.list":
         return {"ts": _now_ms(), "tokens": [shown(token, _now_ms()) for token in register.list()]}
     if method == "tokens.revoke":
-        return {"entry": shown(await register.revoke(params["name"]), _now_ms())}
+        return {"entry": shown(await register.revoke(params["name"], act), _now_ms())}
     if method == "tokens.rotate":
-        secret, token = await register.rotate(params["name"], params["graceMs"], params.get("expiresAtMs"))
+        secret, token = await register.rotate(params["name"], params["graceMs"], params.get("expiresAtMs"), act)
     else:
         lists = {name: None if (names := params.get(name)) is None else tuple(names) for name in ("agents", "endpoints")}
         limits = params.get("rpm"), params.get("tokensPerDay"), params.get("expiresAtMs")
         wanted = Wanted(params["name"], tuple(params.get("scopes", DEFAULT_SCOPES)), lists["agents"], lists["endpoints"], *limits)
-        secret, token = await register.create(wanted, agents)
+        secret, token = await register.create(wanted, agents, act)
     return {"token": secret, "entry": shown(token, _now_ms())}
 
 

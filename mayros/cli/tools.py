@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from mayros.cli import candidates
 from mayros.cli.place import here
 from mayros.cli.show import print_json, table
 from mayros.errors import GatewayError
@@ -15,8 +16,14 @@ def tools() -> None:
 
 
 @tools.command("list")
-@click.option("--agent", "agent_id", metavar="ID", help="The agent; default: the default agent.")
-@click.option("--model", "ref", metavar="MODEL", help="As for this model (provider/model); default: the agent's first one.")
+@click.option("--agent", "agent_id", metavar="ID", shell_complete=candidates.agent_ids, help="The agent; default: the default agent.")
+@click.option(
+    "--model",
+    "ref",
+    metavar="MODEL",
+    shell_complete=candidates.model_refs,
+    help="As for this model (provider/model); default: the agent's first one.",
+)
 @click.option("--why", is_flag=True, help="Every tool that policies may name, with the rule that decided.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -19,6 +20,8 @@ from mayros.errors import ConfigError, InvalidRequest, StorageUnavailable
 from mayros.net.files import write_atomic
 
 STALE = "config changed since last load; re-run config.get and retry"
+#: Of one change that are told.
+MAX_PATHS = 64
 _NOTHING = object()
 
 
@@ -63,7 +66,7 @@ def compose(
     from mayros.config.edit import rewrite  # loaded by the first change, which few gateways see
 
     reader = Reader(path)
-    for keys in _changed(file.tree, tree, ()):
+    for keys in changed(file.tree, tree):
         if "$include" in keys:
             raise ConfigError(f"{path}: $include is not changed by programs; edit the file by hand")
         if (elsewhere := _elsewhere(reader, file.tree, keys)) is not None:
@@ -101,7 +104,7 @@ def _bytes(text: str) -> bytes:
         raise ConfigError("half a surrogate pair is not a character") from None
 
 
-def _changed(before: Any, after: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def changed(before: Any, after: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The keys of each value that is another, new or gone; a list counts as one value."""
     from mayros.config.edit import same
 
@@ -112,9 +115,14 @@ def _changed(before: Any, after: Any, keys: tuple[str, ...]) -> Iterator[tuple[s
                 was = {}
             elif becomes is _NOTHING and isinstance(was, dict) and was:
                 becomes = {}
-            yield from _changed(was, becomes, (*keys, key))
+            yield from changed(was, becomes, (*keys, key))
     elif before is _NOTHING or after is _NOTHING or not same(before, after):
         yield keys
+
+
+def paths(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
+    """The key paths at which two trees of a file differ, at most MAX_PATHS of them."""
+    return tuple(".".join(keys) for keys in islice(changed(before, after), MAX_PATHS))
 
 
 def where(path: str, tree: dict[str, Any], keys: tuple[str, ...]) -> str:

@@ -1,4 +1,7 @@
-"""What types cannot say about a configuration: ranges, addresses, names, and keys that need each other. Pure; imports schema, source and errors."""
+"""What types cannot say about a configuration: ranges, addresses, names, and keys that need each other. Pure.
+
+Imports its sibling modules, net.certificates and errors.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from mayros.config.check_inputs import check_inputs
 from mayros.config.check_tools import check_tools
 from mayros.config.listen import place
 from mayros.config.params import THINKING, problems
-from mayros.config.schema import Auth, Config, Gateway, ProviderEntry, Session, Timeouts
+from mayros.config.schema import Auth, Config, Gateway, ProviderEntry, Session, Timeouts, Tls
 from mayros.config.source import ascii_json, join
 from mayros.errors import ConfigError
+from mayros.net.certificates import parse_fingerprint
 
 REDACTED = "__MAYROS_REDACTED__"
 #: A log file holds at least so much before it is set aside.
@@ -95,17 +99,36 @@ class Checker:
         for number, text in enumerate(gateway.control_ui.allowed_origins):
             if text != "null":
                 self._origin(f"gateway.controlUi.allowedOrigins[{number}]", text)
-        if gateway.tls.cert_path and not gateway.tls.enabled:
-            self.warnings.append("gateway.tls.certPath: has no effect while gateway.tls.enabled is not true")
+        self._tls(gateway.tls)
         if gateway.metrics.listen is not None:
             try:
                 place(gateway.metrics.listen)
             except ValueError as error:
                 raise self.fail("gateway.metrics.listen", str(error)) from None
-        if gateway.remote.url is not None:
-            self._url("gateway.remote.url", gateway.remote.url, ("ws", "wss"))
+        remote = gateway.remote
+        if remote.url is not None:
+            self._url("gateway.remote.url", remote.url, ("ws", "wss"))
+        if remote.tls_fingerprint is not None:
+            try:
+                parse_fingerprint(remote.tls_fingerprint)
+            except ValueError as error:
+                raise self.fail("gateway.remote.tlsFingerprint", str(error)) from None
+            if remote.url is not None and not remote.url.lower().startswith("wss:"):
+                raise self.fail("gateway.remote.tlsFingerprint", "needs a wss:// URL in gateway.remote.url: without TLS there is no certificate")
         self._secret("gateway.remote.token", gateway.remote.token)
         self._secret("gateway.remote.password", gateway.remote.password)
+
+    def _tls(self, tls: Tls) -> None:
+        paths = {"certPath": tls.cert_path, "keyPath": tls.key_path, "caPath": tls.ca_path}
+        for name, path in paths.items():
+            if path is not None and (not path.strip() or "\0" in path):
+                raise self.fail(f"gateway.tls.{name}", "must be a path")
+        if not tls.enabled:
+            given = [name for name, path in paths.items() if path is not None] + ["hsts"] * tls.hsts
+            self.warnings += [f"gateway.tls.{name}: has no effect while gateway.tls.enabled is not true" for name in given[:1]]
+        elif (tls.cert_path is None) != (tls.key_path is None):
+            missing = "keyPath" if tls.key_path is None else "certPath"
+            raise self.fail(f"gateway.tls.{missing}", "certPath and keyPath go together; without both, the pair of `mayros gateway cert` is used")
 
     def _auth(self, auth: Auth, gateway: Gateway) -> None:
         self._secret("gateway.auth.token", auth.token)

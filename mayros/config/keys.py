@@ -1,4 +1,4 @@
-"""The keys of `auth.profiles`, read when the configuration is: from the text, a file, or what the service manager handed over. Imports net.files."""
+"""The keys of `auth.profiles`, read when the configuration is: from the text, a file, or what the service manager handed over. Imports net."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mayros.config.source import join
 from mayros.config.stamps import Stamp, stamp
 from mayros.errors import ConfigError
 from mayros.net.files import read_bounded
+from mayros.net.statedir import from_state
 
 KEY_BYTES = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -57,7 +58,7 @@ def _key(
         if not os.path.isabs(folder):
             raise ConfigError(f"{name}: {path}.credential: there is no $CREDENTIALS_DIRECTORY; LoadCredential= of the service makes it")
         return f"{path}.credential", _read(os.path.join(folder, profile.credential), f"{name}: {path}.credential", stamps)
-    file = os.path.join(state_dir, os.path.expanduser(profile.key_file or ""))
+    file = from_state(state_dir, profile.key_file or "")
     key = _read(file, f"{name}: {path}.keyFile", stamps)
     if os.stat(file).st_mode & 0o077:
         warnings.append(f"{path}.keyFile: {file} can be read by others: chmod 600 it")

@@ -17,12 +17,8 @@ def refuse_unsupported(config: Config, raw: dict[str, Any]) -> None:
 
 def _asked(config: Config, raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
     gateway = config.gateway
-    if gateway.tls.enabled:
-        yield "gateway.tls.enabled", "put a TLS proxy in front, or listen with --listen tls:..."
     if gateway.bind in ("tailnet", "auto"):
         yield "gateway.bind", f"{gateway.bind} is not offered; use loopback, lan, or custom with gateway.customBindHost"
-    if gateway.remote.tls_fingerprint is not None:
-        yield "gateway.remote.tlsFingerprint", "certificates are not pinned; remove it to trust the system's certificates"
     if _given(headers := _below(raw, "gateway", "http", "securityHeaders")) and isinstance(headers, dict) and any(map(_given, headers.values())):
         yield "gateway.http.securityHeaders", "let the TLS proxy add the headers"
     if _given(_below(raw, "agents", "defaults", "limits")):

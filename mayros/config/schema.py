@@ -59,7 +59,8 @@ class Auth(Section, frozen=True):
 
 
 class Tls(Section, frozen=True):
-    """`gateway.tls`. Not offered yet: `enabled: true` is refused at the start."""
+    """`gateway.tls`: the gateway's own port. Without `cert_path` and `key_path` it is the pair of `mayros gateway cert`; with `ca_path` clients need
+    a certificate too. Where the files are: config/tls.py."""
 
     enabled: bool = False
     cert_path: str | None = None
@@ -164,7 +165,7 @@ class Reload(Section, frozen=True):
 
 
 class Remote(Section, frozen=True):
-    """`gateway.remote`: where the CLI finds another gateway."""
+    """`gateway.remote`: where the CLI finds another gateway. `tls_fingerprint`: of the one certificate that it trusts there."""
 
     url: str | None = None
     token: str | None = None

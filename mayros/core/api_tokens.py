@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 from twisted.logger import Logger
 
+from mayros.core.audit import Act, done
 from mayros.core.auth import OPERATOR_SCOPES, secret_digest
 from mayros.core.device_tokens import aside
 from mayros.core.keys import normalise_agent_id, valid_agent_id
@@ -67,6 +68,7 @@ class ApiTokens:
     """The register. `restore` it first. `now_ms` is the wall clock in epoch milliseconds.
 
     Coroutines raise StorageUnavailable, and must not be cancelled: whoever may lose interest shields them.
+    The row of an `act` goes with what it does.
     """
 
     def __init__(self, store: ApiTokenStore, now_ms: Callable[[], int]) -> None:
@@ -112,7 +114,7 @@ class ApiTokens:
 
     # What changes
 
-    async def create(self, wanted: Wanted, agents: Collection[str]) -> tuple[str, ApiToken]:
+    async def create(self, wanted: Wanted, agents: Collection[str], act: Act | None = None) -> tuple[str, ApiToken]:
         """A new token, and its secret. `agents` are the ids of those there are. Raises InvalidRequest, Unavailable."""
         token = self._checked(wanted, agents)
         if token.name in self._tokens:
@@ -123,14 +125,14 @@ class ApiTokens:
         secret, token = _secret(token)
         self._put(token)
         try:
-            await self._store.save(token)
+            await self._store.save(token, done(act))
         except BaseException:
             self._drop(token)
             raise
         log.info("token {name} was made", name=token.name)
         return secret, token
 
-    async def revoke(self, name: str) -> ApiToken:
+    async def revoke(self, name: str, act: Act | None = None) -> ApiToken:
         """Its secrets are good for nothing any more, and what it has going on ends; the same again changes nothing. Raises InvalidRequest.
 
         Where it fails with StorageUnavailable, the token would be back after a restart: try again.
@@ -142,13 +144,13 @@ class ApiTokens:
         self._drop(before)
         self._put(token)
         try:
-            await self._store.save(token)
+            await self._store.save(token, done(act))
         finally:
             self.audience.ended(principal_of(token).id, None, None)
         log.info("token {name} was revoked", name=name)
         return token
 
-    async def rotate(self, name: str, grace_ms: int = 0, expires_ms: int | None = None) -> tuple[str, ApiToken]:
+    async def rotate(self, name: str, grace_ms: int = 0, expires_ms: int | None = None, act: Act | None = None) -> tuple[str, ApiToken]:
         """A new secret in the place of the old one, which stays good for `grace_ms`. `expires_ms`: a new end; None: as before.
 
         Raises InvalidRequest. Where it fails with StorageUnavailable, the old secret is back after a restart.
@@ -164,7 +166,7 @@ class ApiTokens:
         self._drop(before)
         self._put(token)
         try:
-            await self._store.save(token)
+            await self._store.save(token, done(act))
         finally:
             for digest in (before.token_hash, before.previous_hash):
                 if digest is not None:

@@ -18,6 +18,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from mayros.core.audit import Audit
+from mayros.core.audit_ports import GATEWAY
 from mayros.core.exec_ports import ExecAsk, ExecRequest, ExecSecurity
 from mayros.core.ports import Clock
 from mayros.errors import InvalidRequest, Unavailable
@@ -58,6 +60,17 @@ def digest(request: ExecRequest | Question) -> bytes:
     session = request.session if isinstance(request, ExecRequest) else request.session_key
     bound = (request.command, request.cwd, request.env, request.agent_id, session, request.pty, request.background)
     return hashlib.sha256(msgspec.json.encode(bound)).digest()
+
+
+def about(question: Question) -> dict[str, object]:
+    """What the audit trail tells of a question: the names of what is added to the environment, not the values."""
+    return {
+        "command": question.command,
+        "agent": question.agent_id,
+        "session": question.session_key,
+        "cwd": question.cwd,
+        "env": [name for name, _ in question.env] or None,
+    }
 
 
 class Approval:
@@ -103,8 +116,8 @@ class Nobody:
 class Approvals:
     """All questions there are, at most MAX_PENDING at a time. `clock` is for waiting, `now_ms` for what clients read."""
 
-    def __init__(self, clock: Clock, now_ms: Callable[[], int]) -> None:
-        self._clock, self._now_ms = clock, now_ms
+    def __init__(self, clock: Clock, now_ms: Callable[[], int], audit: Audit | None = None) -> None:
+        self._clock, self._now_ms, self.audit = clock, now_ms, audit or Audit()
         self._pending: dict[str, Approval] = {}
         # With the time at which each is forgotten, oldest first.
         self._over: dict[str, tuple[float, Approval]] = {}
@@ -179,6 +192,8 @@ class Approvals:
         if approval.timer is not None and approval.timer.active():
             approval.timer.cancel()
         del self._pending[approval.id]
+        if decision is None:
+            self.audit.note(GATEWAY, "exec.approval.expire", approval.id, **about(approval.question))
         self._forget()
         self._over[approval.id] = (self._clock.seconds() + KEEP_SECONDS, approval)
         if len(self._over) > KEEP:

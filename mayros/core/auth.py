@@ -7,7 +7,7 @@ reaches this machine itself, and therefore looks at Host and Origin. In every mo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from hashlib import sha256
 from hmac import compare_digest
 
@@ -74,6 +74,8 @@ class Authenticator:
         self.mode: AuthMode = mode
         #: Wrong credentials by their kind.
         self.wrong: dict[str, int] = {}
+        #: Hears of each lockout: whose, and of which kind of credential.
+        self.locked: Callable[[Address, str], None] = lambda address, what: None
         self._rules, self._tokens = rules, tokens
         self._limiter = limiter if mode != "none" else None
         self._exempt = auth.rate_limit is None or auth.rate_limit.exempt_loopback
@@ -173,8 +175,8 @@ class Authenticator:
             return
         if right:
             limiter.succeeded(_key(address, what))
-        else:
-            limiter.failed(_key(address, what), now)
+        elif limiter.failed(_key(address, what), now):
+            self.locked(address, what)
 
     def _refuse_locked(self, address: Address, now: float) -> None:
         left = self.lockout(address, now)

@@ -12,11 +12,15 @@ from mayros.errors import InvalidRequest
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """What a new reading of the configuration did: key paths in force now, and all that wait for a restart. `hash` is empty after `reload`."""
+    """What a new reading of the configuration did: key paths in force now, and all that wait for a restart. `hash` is empty after `reload`.
+
+    `changed`: what is another in the file since this change, or this reading.
+    """
 
     hash: str
     hot: tuple[str, ...] = ()
     restart: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
 
 class ConfigState(msgspec.Struct, frozen=True):

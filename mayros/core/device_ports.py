@@ -7,6 +7,8 @@ from typing import Protocol
 
 import msgspec
 
+from mayros.core.audit_ports import AuditEntry
+
 
 class DeviceRecord(msgspec.Struct, frozen=True):
     """A paired device. `public_key`: base64url of the raw Ed25519 key, as the device sent it; `device_id`: hexadecimal SHA-256 of that key."""
@@ -56,19 +58,20 @@ class PairingRequest(msgspec.Struct, frozen=True):
 
 
 class DeviceStore(Protocol):
-    """Devices on disk: a change is durable when its Awaitable is done. All raise StorageUnavailable; nothing here decides anything."""
+    """Devices on disk: a change is durable when its Awaitable is done, and so is the row that tells of it (`audit`). All raise StorageUnavailable;
+    nothing here decides anything."""
 
     def load(self) -> Awaitable[tuple[Sequence[DeviceRecord], Sequence[DeviceToken], Sequence[PairingRequest]]]:
         """All there are, oldest first."""
         ...
 
-    def save_device(self, record: DeviceRecord) -> Awaitable[None]: ...
+    def save_device(self, record: DeviceRecord, audit: AuditEntry | None = None) -> Awaitable[None]: ...
 
-    def delete_device(self, device_id: str) -> Awaitable[None]:
+    def delete_device(self, device_id: str, audit: AuditEntry | None = None) -> Awaitable[None]:
         """The device with its tokens and its request."""
         ...
 
-    def save_token(self, token: DeviceToken) -> Awaitable[None]: ...
+    def save_token(self, token: DeviceToken, audit: AuditEntry | None = None) -> Awaitable[None]: ...
 
     def delete_token(self, token_hash: bytes) -> Awaitable[None]: ...
 
@@ -76,4 +79,4 @@ class DeviceStore(Protocol):
         """Replaces the device's earlier request."""
         ...
 
-    def delete_request(self, request_id: str) -> Awaitable[None]: ...
+    def delete_request(self, request_id: str, audit: AuditEntry | None = None) -> Awaitable[None]: ...

@@ -14,6 +14,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from mayros.core.audit_ports import AuditEntry
 from mayros.core.auth import lacking, secret_digest
 from mayros.core.device_ports import DeviceStore, DeviceToken
 from mayros.errors import GatewayError
@@ -102,21 +103,21 @@ class Tokens:
         self._trim(ring)
         return grant
 
-    async def rotate(self, device_id: str, role: str, scopes: Iterable[str]) -> Grant:
+    async def rotate(self, device_id: str, role: str, scopes: Iterable[str], audit: AuditEntry | None = None) -> Grant:
         """End all tokens of the role and make a new one. Raises StorageUnavailable: then the old ones may be back after a restart."""
         token, grant = self._make(device_id, role, set(scopes), rotated=True)
         before = self._rings.get((device_id, role), [])
         self._rings[device_id, role] = [token]
-        await self._store.save_token(token)
+        await self._store.save_token(token, audit)
         await self._delete(before)
         return grant
 
-    async def revoke(self, device_id: str, role: str) -> int:
+    async def revoke(self, device_id: str, role: str, audit: AuditEntry | None = None) -> int:
         """End all tokens of the role, of which there must be one (`latest`); gives the time. Raises StorageUnavailable as `rotate` does."""
         before, now = self._rings[device_id, role], self._now_ms()
         last = msgspec.structs.replace(before[-1], revoked_ms=now)
         self._rings[device_id, role] = [last]
-        await self._store.save_token(last)
+        await self._store.save_token(last, audit)
         await self._delete(before[:-1])
         return now
 

@@ -15,6 +15,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from mayros.core.audit import Act, done
+from mayros.core.audit_ports import AuditEntry
 from mayros.core.auth import lacking
 from mayros.core.device_ports import DeviceRecord, DeviceStore, DeviceToken, PairingRequest
 from mayros.core.device_tokens import Grant, Tokens, aside
@@ -74,6 +76,7 @@ class Devices:
     """The register. Await `ready` before anything else. `now_ms` is the wall clock in epoch milliseconds.
 
     Coroutines raise StorageUnavailable, and must not be cancelled: whoever may lose interest shields them.
+    The row of an `act` goes with what it does.
     """
 
     def __init__(self, store: DeviceStore, now_ms: Callable[[], int]) -> None:
@@ -130,9 +133,9 @@ class Devices:
 
     # Pairing
 
-    async def pair(self, applicant: Applicant) -> None:
+    async def pair(self, applicant: Applicant, act: Act | None = None) -> None:
         """Approve at once what the device asks for now, and no more. Raises Unavailable when there are too many."""
-        await self._approve(self._merged(applicant, None))
+        await self._approve(self._merged(applicant, None), act)
 
     async def ask(self, applicant: Applicant) -> PairingRequest:
         """The device's request: a new one, or the one that waits already, with what is asked for now added."""
@@ -159,26 +162,26 @@ class Devices:
             self.audience.requested(request)
         return request
 
-    async def approve(self, request_id: str) -> DeviceRecord:
+    async def approve(self, request_id: str, act: Act | None = None) -> DeviceRecord:
         """Pair the device that asked. Raises InvalidRequest, Unavailable."""
-        return await self._approve(self.request(request_id))
+        return await self._approve(self.request(request_id), act)
 
-    async def reject(self, request_id: str) -> PairingRequest:
+    async def reject(self, request_id: str, act: Act | None = None) -> PairingRequest:
         """Forget the request. Raises InvalidRequest."""
         request = self.request(request_id)
         del self._requests[request.device_id]
-        await self._store.delete_request(request_id)
+        await self._store.delete_request(request_id, _row(act, request))
         self.audience.resolved(request_id, request.device_id, "rejected", self._now_ms())
         return request
 
-    async def remove(self, device_id: str) -> None:
+    async def remove(self, device_id: str, act: Act | None = None) -> None:
         """Forget the device, its tokens and its request; its connections end. Raises InvalidRequest."""
         record = self._known(device_id)
         del self._devices[device_id]
         self._requests.pop(device_id, None)
         self._tokens.forget(device_id, record.roles)
         try:
-            await self._store.delete_device(device_id)
+            await self._store.delete_device(device_id, _row(act, record))
         finally:
             self.audience.ended(device_id, None)
 
@@ -209,20 +212,20 @@ class Devices:
             raise InvalidRequest(f"scopes exceed what the device is approved for: {missing[:_MAX_TEXT]}")
         return wanted
 
-    async def rotate(self, device_id: str, role: str, scopes: Iterable[str] | None) -> Grant:
+    async def rotate(self, device_id: str, role: str, scopes: Iterable[str] | None, act: Act | None = None) -> Grant:
         """End the role's tokens and its connections, and make a new token. Raises InvalidRequest."""
         wanted = self.rotation(device_id, role, scopes)
         try:
-            return await self._tokens.rotate(device_id, role, wanted)
+            return await self._tokens.rotate(device_id, role, wanted, done(act))
         finally:
             self.audience.ended(device_id, role)
 
-    async def revoke(self, device_id: str, role: str) -> int:
+    async def revoke(self, device_id: str, role: str, act: Act | None = None) -> int:
         """End the role's tokens and its connections; gives the time. Raises InvalidRequest."""
         if device_id not in self._devices or self._tokens.latest(device_id, role) is None:
             raise InvalidRequest("unknown deviceId/role")
         try:
-            return await self._tokens.revoke(device_id, role)
+            return await self._tokens.revoke(device_id, role, done(act))
         finally:
             self.audience.ended(device_id, role)
 
@@ -251,7 +254,7 @@ class Devices:
             created_ms=self._now_ms(),
         )
 
-    async def _approve(self, request: PairingRequest) -> DeviceRecord:
+    async def _approve(self, request: PairingRequest, act: Act | None) -> DeviceRecord:
         device_id, now = request.device_id, self._now_ms()
         before = self._devices.get(device_id)
         if before is None and len(self._devices) >= MAX_DEVICES:
@@ -276,7 +279,7 @@ class Devices:
             del self._requests[device_id]
         self._devices[device_id] = record
         try:
-            await self._store.save_device(record)
+            await self._store.save_device(record, _row(act, record))
         except BaseException:
             if self._devices.get(device_id) is record:
                 if before is None:
@@ -298,6 +301,14 @@ class Devices:
 
     def _drop(self, device_id: str) -> None:
         aside(self._store.delete_request(self._requests.pop(device_id).request_id), "the end of a pairing request")
+
+
+def _row(act: Act | None, whom: DeviceRecord | PairingRequest) -> AuditEntry | None:
+    """The row that tells what becomes of a device, or of what asks to be one."""
+    if act is None:
+        return None
+    act.tell(whom.device_id, name=whom.display_name, client=whom.client_id, roles=whom.roles, scopes=whom.scopes, address=whom.remote_ip)
+    return act.done()
 
 
 def _cut(text: str | None) -> str | None:

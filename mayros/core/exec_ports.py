@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from mayros.core.audit_ports import AuditEntry
 from mayros.core.tool_ports import ToolContext
 
 #: What may run at all: nothing, what is on a list, anything.
@@ -69,8 +70,8 @@ class ExecRulesStore(Protocol):
         """One entry: new, or in the place of the one with its id."""
         ...
 
-    def replace(self, entries: Sequence[AllowedExec], policies: Mapping[str, ExecPolicy]) -> Awaitable[None]:
-        """Everything anew, in one transaction."""
+    def replace(self, entries: Sequence[AllowedExec], policies: Mapping[str, ExecPolicy], audit: AuditEntry | None = None) -> Awaitable[None]:
+        """Everything anew, in one transaction with the row that tells of it."""
         ...
 
 

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from twisted.logger import Logger
 
+from mayros.core.audit import Act, done
 from mayros.core.device_tokens import aside
 from mayros.core.exec_ports import AllowedExec, ExecAsk, ExecPolicy, ExecRulesStore, ExecSecurity
 from mayros.core.once import Once
@@ -214,8 +215,11 @@ class ExecRules:
         if (len(entries), len(policies)) != (len(self._entries), len(self._policies)):
             await self.replace(entries, policies)
 
-    async def replace(self, entries: Sequence[AllowedExec], policies: Mapping[str, ExecPolicy]) -> None:
-        """All of it anew. An entry without an id gets one; when an entry was last used stays known. Raises InvalidRequest, StorageUnavailable."""
+    async def replace(self, entries: Sequence[AllowedExec], policies: Mapping[str, ExecPolicy], act: Act | None = None) -> None:
+        """All of it anew, with the row of the act. An entry without an id gets one; when an entry was last used stays known.
+
+        Raises InvalidRequest, StorageUnavailable.
+        """
         if len(entries) > MAX_ENTRIES or len(policies) > MAX_POLICIES:
             raise InvalidRequest(f"at most {MAX_ENTRIES} patterns and {MAX_POLICIES} agents can be kept")
         wanted: dict[str, AllowedExec] = {}
@@ -229,7 +233,7 @@ class ExecRules:
         self._take(wanted.values(), policies)
         mine = self._entries
         try:
-            await self._store.replace(tuple(wanted.values()), policies)
+            await self._store.replace(tuple(wanted.values()), policies, done(act))
         except BaseException:
             if self._entries is mine:
                 self._take(before[0].values(), before[1])

@@ -56,10 +56,10 @@ class FailureLimiter:
         del self._locked[key]
         return 0.0
 
-    def failed(self, key: str, now: float) -> None:
-        """Count a wrong credential."""
+    def failed(self, key: str, now: float) -> bool:
+        """Count a wrong credential; whether the key is locked from now on, and was not before."""
         if self.check(key, now) > 0:
-            return
+            return False
         times = self._failures.get(key)
         if times is None:
             if len(self) >= self._max_keys:
@@ -73,6 +73,8 @@ class FailureLimiter:
             del self._failures[key]
             self._locked[key] = now
             self.lockouts += 1
+            return True
+        return False
 
     def succeeded(self, key: str) -> None:
         """Forget the key's failures. A lockout stays: nobody may succeed meanwhile."""

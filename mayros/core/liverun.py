@@ -30,8 +30,8 @@ class LiveRun:
 
     __slots__ = (
         *("_abort", "_before", "_clients", "_grace", "_logprobs", "_logprobs_size", "_mark", "_on_lost", "_parts", "_recorded", "_waiters"),
-        *("account", "allowance", "calls", "clock", "committing", "error", "finish_reason", "model", "principal", "recorded", "result", "started_ms"),
-        *("owner", "task", "turn", "why", "__weakref__"),
+        *("account", "allowance", "began", "calls", "clock", "committing", "error", "finish_reason", "model", "principal", "recorded", "result"),
+        *("owner", "started_ms", "task", "turn", "why", "__weakref__"),
     )
 
     def __init__(
@@ -63,7 +63,7 @@ class LiveRun:
         self.task: Deferred[None] | None = None
         self.why: Exception | None = None
         self.committing = self.recorded = False
-        self.started_ms = started_ms
+        self.started_ms, self.began = started_ms, clock.seconds()
         #: Clients that wait for it, and the end of its waiting for one.
         self._clients = 1
         self._grace: IDelayedCall | None = None

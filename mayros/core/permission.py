@@ -8,7 +8,8 @@ from typing import NamedTuple, cast
 from twisted.logger import Logger
 
 from mayros.config.schema import ToolsExec
-from mayros.core.approvals import MAX_COMMAND, Approvals, Question, digest
+from mayros.core.approvals import MAX_COMMAND, Approvals, Question, about, digest
+from mayros.core.audit_ports import Actor
 from mayros.core.exec_ports import AllowedExec, ExecAsk, ExecPolicy, ExecRequest, ExecSecurity
 from mayros.core.exec_rules import ExecRules, Layer, Verdict, stricter_fallback, strictest
 from mayros.core.ports import SessionSettings
@@ -95,6 +96,8 @@ class ExecPermission:
             approval = approvals.ask(question)
         except GatewayError as error:
             raise ToolFailed(error.message) from error
+        actor = Actor(f"agent:{request.agent_id}", "gateway", context.principal.id)
+        approvals.audit.note(actor, "exec.approval.request", approval.id, run=context.turn.run_id, **about(question))
         context.update(f"Waiting for somebody to approve this command (approval {approval.id}).")
         try:
             await context.waiting(approvals.decision(approval))

@@ -280,8 +280,9 @@ class Run(Protocol):
     error: Exception | None
     #: Whether its turn, and with it the answer of its idempotency key, is on disk.
     recorded: bool
-    #: When it was submitted, in milliseconds of the wall clock.
+    #: When it was submitted, in milliseconds of the wall clock, and in seconds of the clock that never jumps.
     started_ms: int
+    began: float
 
     @property
     def logprobs(self) -> Sequence[bytes]:

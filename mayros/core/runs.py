@@ -165,7 +165,7 @@ class LocalRuns:
             run.task.cancel()
 
     async def _drive(self, run: LiveRun) -> None:
-        turn, started_ms = run.turn, run.started_ms
+        turn = run.turn
         run.allowance = allowance = Allowance(self._clock, self._slots, turn.timeout_seconds, lambda: self._cancel(run, _timeout(turn)))
         lease: Lease | None = None
         history: History | None = None
@@ -179,7 +179,7 @@ class LocalRuns:
                 self.spending.check(turn.agent, self._now_ms(), run.principal)  # those before it in the queue have used some
                 history = self._store.fresh(turn.session) if turn.stateless else await self._store.history(turn.session)
                 turn = run.turn = settled(turn, history)
-                await self._tell(run, [RunStarted(turn.run_id, session, turn.agent.id, started_ms)])
+                await self._tell(run, [RunStarted(turn.run_id, session, turn.agent.id, run.started_ms)])
                 if (limit := await self._think(run, history)) is not None:
                     await self._tell(run, run.ends(limit))
             except CancelledError as cancelled:
@@ -196,14 +196,14 @@ class LocalRuns:
             said = run.close()
             if said and isinstance(run.error, GatewayError) and run.error.should_retry is None:
                 run.error.should_retry = False  # it has acted; the same again might do the same twice
-            result = self._result(run, outcome, started_ms, history)
+            result = self._result(run, outcome, history)
             if lease is not None and history is not None and (said or not isinstance(run.error, InvalidRequest | BudgetExceeded)):
                 try:
                     await self._store.finish(turn, history, result, lease, said, run.principal.id)
                     run.recorded = True
                 except GatewayError as error:
                     run.error, outcome = bare(error), "error"
-                    result = self._result(run, outcome, started_ms, history)
+                    result = self._result(run, outcome, history)
                     if not said:  # what it did besides talking must not be done twice: then the key's answer is this error
                         await self._release_claim(turn)
             else:
@@ -250,7 +250,7 @@ class LocalRuns:
         for watcher in tuple(self._watchers):  # one may stop watching because of what it hears
             watcher(run, events)
 
-    def _result(self, run: LiveRun, outcome: Outcome, started_ms: int, history: History | None) -> RunResult:
+    def _result(self, run: LiveRun, outcome: Outcome, history: History | None) -> RunResult:
         turn, model, error = run.turn, run.model, run.error
         return RunResult(
             run_id=turn.run_id,
@@ -259,8 +259,9 @@ class LocalRuns:
             agent_id=turn.agent.id,
             outcome=outcome,
             text=run.text,
-            started_at_ms=started_ms,
-            ended_at_ms=self._now_ms(),
+            started_at_ms=run.started_ms,
+            # The wall clock may have been set meanwhile; how long it took is what it took.
+            ended_at_ms=run.started_ms + round((self._clock.seconds() - run.began) * 1000),
             # A call that is not handed back is no reason that a client knows.
             finish_reason=("stop" if run.finish_reason == "tool_calls" and not run.calls else run.finish_reason) if outcome == "ok" else None,
             usage=run.account.usage,
@@ -293,7 +294,7 @@ class LocalRuns:
         """The task itself failed: a defect, but whoever waits must not wait for ever."""
         log.failure("run {run_id} could not be closed", failure=failure, run_id=run.turn.run_id)
         run.error = GatewayError()
-        result = self._result(run, "error", self._now_ms(), None)
+        result = self._result(run, "error", None)
         self._publish(run, [RunEnded("error", None, result.usage, result.ended_at_ms, run.error)])
         self._end(run, result)
 

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from mayros.core.audit_ports import AuditEntry
 from mayros.core.ports import Principal
 
 #: What every secret begins with.
@@ -67,8 +68,8 @@ class Finder(Protocol):
 class ApiTokenStore(Protocol):
     """Tokens on disk. Decides nothing."""
 
-    def save(self, token: ApiToken) -> Awaitable[None]:
-        """In the place of the token of that name; durable when done. Raises StorageUnavailable."""
+    def save(self, token: ApiToken, audit: AuditEntry | None = None) -> Awaitable[None]:
+        """In the place of the token of that name, with the row that tells of it; durable when done. Raises StorageUnavailable."""
         ...
 
 

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to a server: a Protocol round httptools' C parser, one exchange at a time, and the response as its consumer sees it.
 
 Used through net/http.py. Everything the server sends is bounded: heads, chunk lines and trailers, and what is held for a slow consumer. No
-redirect, no cookie, no compression. Imports net.sending, net.upload.
+redirect, no cookie, no compression. Imports net.certificates, net.sending, net.upload.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from mayros.net.certificates import tls_problem
 from mayros.net.sending import send
 from mayros.net.upload import LARGE, Upload
 
@@ -367,9 +368,4 @@ def _plainly(error: BaseException | None) -> str:
         return "the server closed it"
     if isinstance(error, ConnectionLost):
         return "it broke off"
-    reasons = error.args[0] if error is not None and error.args else ""
-    if isinstance(reasons, list):  # OpenSSL's way: a list of (library, function, reason); service_identity's: what did not match
-        if all(isinstance(reason, tuple) for reason in reasons):
-            return "TLS: " + ", ".join(str(reason[-1]) for reason in reasons)
-        return "TLS: the certificate is for another host"
-    return str(error)
+    return tls_problem(error) or str(error)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
 from typing import BinaryIO
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no room for what was written, which may pass."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_bounded(path: str, limit: int) -> bytes:
@@ -26,18 +32,19 @@ def read_bounded(path: str, limit: int) -> bytes:
     return data
 
 
-def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
+def write_atomic(path: str, data: bytes, mode: int = 0o600, *, keep: bool = True) -> None:
     """Replace a file's content so that a reader, or a power cut, sees the old or the new text and nothing between.
 
-    An existing file keeps its permissions, a new one gets `mode`. A symlink stays and its target is replaced. Raises OSError, and ValueError
-    where the target is no regular file; nothing is left behind then.
+    An existing file keeps its permissions, unless `keep` is False; a new one gets `mode`. A symlink stays and its target is replaced. Raises OSError,
+    and ValueError where the target is no regular file; nothing is left behind then.
     """
     path = os.path.realpath(path)
     with contextlib.suppress(FileNotFoundError):
         status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is not a regular file")
-        mode = stat.S_IMODE(status.st_mode) & 0o777
+        if keep:
+            mode = stat.S_IMODE(status.st_mode) & 0o777
     folder, name = os.path.split(path)
     beside = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(6)}.tmp")
     try:

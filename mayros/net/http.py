@@ -29,6 +29,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.ssl import Certificate, optionsForClientTLS, platformTrust, trustRootFromCertificates
 
 from mayros.errors import ConfigError, QueueFull
+from mayros.net.certificates import pem_blocks
 from mayros.net.connection import BadResponse, ConnectFailed, Connection, ConnectTimeout, Failed, FirstByteTimeout, IdleTimeout, TimedOut
 
 __all__ = [
@@ -289,7 +290,7 @@ def _tls(host: str, ca_path: str | None, endpoint: IStreamClientEndpoint) -> ISt
     if ca_path is None:
         return wrapClientTLS(optionsForClientTLS(host, trustRoot=platformTrust()), endpoint)
     try:
-        blocks = re.findall(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", Path(ca_path).read_bytes(), re.DOTALL)
+        blocks = pem_blocks(Path(ca_path).read_bytes())
         trusted = trustRootFromCertificates([Certificate.loadPEM(block) for block in blocks])
     except (OSError, ValueError) as error:
         raise ConfigError(f"the certificates in {ca_path!r} cannot be read: {error}") from error

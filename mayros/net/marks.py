@@ -15,6 +15,7 @@ import re
 import secrets
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
@@ -126,7 +127,8 @@ class Marks:
             now = self._reactor.seconds()
             number = signal.SIGKILL if now >= deadline else 0
             group = group if group and send(number) else 0
-            left = await self.look(prefix, number, group, spared)
+            # The second look is for those that live so shortly that the first has not met one.
+            left = await self.look(prefix, number, group, spared) or await self.look(prefix, number, group, spared)
             if left and now > deadline + KILL_GRACE:
                 log.warn("{left} processes of a command could not be ended", left=left)
                 break
@@ -157,13 +159,13 @@ class Marks:
 
 
 def _numbers() -> list[str]:
-    """All processes but this one; none where there is no /proc."""
+    """All processes but this one, newest first, since old ones wait; none where there is no /proc."""
     try:
         names = os.listdir("/proc")
     except FileNotFoundError:
         return []
     own = str(os.getpid())
-    return [name for name in names if name.isdigit() and name != own]
+    return [name for name in reversed(names) if name.isdigit() and name != own]
 
 
 def _marked(pid: str) -> _Found:
@@ -193,30 +195,56 @@ def _group(pid: str) -> int:
 
 def _look(asked: Sequence[_Wanted]) -> list[int]:
     counts = [0] * len(asked)
-    groups = any(wanted.group for wanted in asked)
+    groups = any(wanted.group or wanted.number == signal.SIGKILL for wanted in asked)
     digits = [_digits(wanted.prefix) for wanted in asked]
+    missed: dict[int, _Wanted] = {}
     for pid in _numbers():
-        found, group = _marked(pid), _group(pid) if groups else 0
+        group = _group(pid) if groups else 0
+        found = _marked(pid)
         for index, wanted in enumerate(asked):
             if found.begins(wanted.prefix, digits[index]):
                 if wanted.spared is not None and found.begins(wanted.spared, _digits(wanted.spared)):
                     continue
                 counts[index] += 1
-                if wanted.number:
-                    _send(pid, found, wanted.number)
+                if wanted.number and not _send(pid, found, wanted.number) and wanted.number == signal.SIGKILL:
+                    missed[group] = wanted
             elif group and group == wanted.group:
                 counts[index] += 1
+    if missed:
+        _kill_groups(missed)
     return counts
 
 
-def _send(pid: str, found: _Found, number: int) -> None:
-    """Signal the process that is marked so, and no other that came to have its number."""
+def _send(pid: str, found: _Found, number: int) -> bool:
+    """Signal the process that is marked so, and no other that came to have its number. False: it is gone."""
     try:
         handle = os.pidfd_open(int(pid))
         try:
-            if _marked(pid) == found:
-                signal.pidfd_send_signal(handle, number)
+            if _marked(pid) != found:
+                return False
+            signal.pidfd_send_signal(handle, number)
         finally:
             os.close(handle)
-    except OSError:  # it is gone; or it changed its user, and is no longer ours to end
+    except ProcessLookupError:
+        return False
+    except OSError:  # it changed its user, and is no longer ours to end
         pass
+    return True
+
+
+def _kill_groups(missed: dict[int, _Wanted]) -> None:
+    """End the groups of processes that were gone before they could be killed: each may have started a next one, which no look would catch either.
+
+    Commands lead groups of their own, and so do daemons. Where anybody else is seen in a group it is let be, as is the gateway's own.
+    """
+    groups = missed.keys() - {0, os.getpgrp()}
+    for pid in _numbers():
+        if (group := _group(pid)) in groups:
+            wanted, found = missed[group], _marked(pid)
+            meant = found.begins(wanted.prefix, _digits(wanted.prefix))
+            spared = wanted.spared is not None and found.begins(wanted.spared, _digits(wanted.spared))
+            if (spared or not meant) and _group(pid) == group:
+                groups.discard(group)
+    for group in groups:
+        with suppress(OSError):
+            os.killpg(group, signal.SIGKILL)

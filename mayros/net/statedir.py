@@ -11,14 +11,14 @@ import stat
 from collections.abc import Iterator
 
 from mayros.errors import StartError
-from mayros.net.files import create, read_bounded
+from mayros.net.files import create, is_full, read_bounded
 
 TOKEN_FILE = "gateway-token"  # noqa: S105 - a file's name
 LOCK_FILE = "gateway.lock"
 #: What only this gateway puts into a state directory, or what it shares with the original by name.
 _MARKERS = frozenset({TOKEN_FILE, LOCK_FILE, "mayros.json"})
 #: Folders that commands (`mayros setup`, `mayros models install`, a client's identity) may have made before the first start.
-_OWN = frozenset({"workspace", "models", "logs", "identity", "keys"})
+_OWN = frozenset({"workspace", "models", "logs", "identity", "keys", "tls"})
 _OPEN_FILES_MAX = 1 << 20
 
 
@@ -67,13 +67,13 @@ class StateDir:
     def lock(self) -> None:
         """Claim the directory for this process until `unlock` or its end, however it ends. Call after any fork into the background.
 
-        Raises StartError with status 1, naming the holder's process id, while another process has it.
+        Raises StartError with status 1 while another process has it, naming that one's id, and while the disk is full; else with 78.
         """
         path = self.join(LOCK_FILE)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StartError(f"{path}: {error.strerror}") from None
+            raise StartError(f"{path}: {error.strerror}", 1 if is_full(error) else 78) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, 0)
@@ -85,7 +85,7 @@ class StateDir:
             raise StartError(f"state directory {self.path}: in use by another gateway ({who})", status=1) from None
         except OSError as error:
             os.close(fd)
-            raise StartError(f"{path}: {error.strerror}") from None
+            raise StartError(f"{path}: {error.strerror}", 1 if is_full(error) else 78) from None
         self._lock = fd
 
     def unlock(self) -> None:
@@ -129,6 +129,11 @@ class StateDir:
         except OSError as error:
             raise StartError(f"{path}: {error.strerror}") from None
         return token
+
+
+def from_state(state_dir: str, path: str) -> str:
+    """A path of the configuration: `~` is the home directory, and a relative one is below the state directory."""
+    return os.path.join(state_dir, os.path.expanduser(path))
 
 
 def recognise_foreign(path: str) -> str | None:

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mayros.config.change import STALE, ConfigText, compose, merged, read_text, store, where, whole
+from mayros.config.change import STALE, ConfigText, compose, merged, paths, read_text, store, where, whole
 from mayros.config.load import Loaded, load, refuse_unsupported
 from mayros.config.reloadable import WITH_MODE, differing, in_force
 from mayros.config.schema import Config
@@ -66,6 +66,8 @@ class ConfigFile:
         self.state = ConfigState(settings.loaded_at_ms)
         #: Hears of each reading that could be used.
         self.applied: Callable[[Applied], None] = lambda applied: None
+        #: Hears of each reading of a file that somebody else has changed: what is another, or the error.
+        self.reread: Callable[[Applied | InvalidConfig], None] = lambda found: None
         self._path = settings.config_path
         self._in_thread, self._now_ms, self._accept, self._redact, self._find_secret = in_thread, now_ms, accept, redact, find_secret
         self._callbacks: list[Callable[[Settings], None]] = []
@@ -144,11 +146,12 @@ class ConfigFile:
                 raise InvalidRequest("half a surrogate pair is not a character") from None
             data, loaded = await self._in_thread(compose, self._path, old.environ, old.state_dir, file, tree, text, stamps)
             new, restart = self._judge(loaded, await self._in_thread(self._find_secret, loaded.config, old.environ))
+            changed = await self._in_thread(paths, file.tree, tree)
             stamps[self._path] = await self._in_thread(_stored, self._path, file.data, data)
         except StartError as error:
             raise self._invalid(error) from None
         self.files = stamps
-        return self._take(new, restart, sha256(data).hexdigest())
+        return msgspec.structs.replace(self._take(new, restart, sha256(data).hexdigest()), changed=changed)
 
     async def _changed(self, change: Change, file: ConfigText) -> dict[str, Any]:
         """The tree that the file shall have."""
@@ -173,13 +176,21 @@ class ConfigFile:
         except StartError as error:
             self._count("failed", problem=self._redact(str(error)), problem_at_ms=self._now_ms())
             log.error("{problem}; the configuration of before stays in force", problem=self.state.problem)
-            raise self._invalid(error) from None
+            invalid = self._invalid(error)
+            self.reread(invalid)
+            raise invalid from None
         finally:
             self.files = stamps
         for warning in loaded.warnings:
             if warning not in old.warnings:
                 log.warn("{text}", text=warning)
-        return self._take(new, restart)
+        waited = self.state.restart
+        applied = self._take(new, restart)
+        changed = (*applied.hot, *(path for path in restart if path not in waited))
+        if changed:
+            applied = msgspec.structs.replace(applied, changed=changed)
+            self.reread(applied)
+        return applied
 
     def _read(self, old: Settings, stamps: dict[str, Stamp]) -> tuple[Loaded, AuthSecret | None]:
         """In a thread: the file as a start would read it."""

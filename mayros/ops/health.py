@@ -22,7 +22,7 @@ class Health:
     """Keeps the payload of `health`, refreshed every minute. `settings` gives those in force, `now_ms` is the wall clock."""
 
     def __init__(self, settings: Callable[[], Settings], overview: Callable[[], Deferred[Overview]], clock: Clock, now_ms: Callable[[], int]) -> None:
-        self._settings, self._overview, self._now_ms = settings, overview, now_ms
+        self._settings, self._overview, self._now_ms, self._clock = settings, overview, now_ms, clock
         self._sessions: Overview = {}
         self._duration = 0
         self._taken_ms = now_ms()
@@ -43,10 +43,10 @@ class Health:
 
     async def refresh(self) -> None:
         """Count the sessions again."""
-        began = self._now_ms()
+        began = self._clock.seconds()
         self._sessions = await self._overview()
         self._taken_ms = self._now_ms()
-        self._duration = self._taken_ms - began
+        self._duration = round((self._clock.seconds() - began) * 1000)
 
     def payload(self) -> dict[str, Any]:
         """The numbers in the result of the method `health`; all times in milliseconds.

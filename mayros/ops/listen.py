@@ -112,25 +112,26 @@ class Listeners:
         if isinstance(result, Failure):
             raise _refused(result, what)
         port: IListeningPort = result
-        self._keep(port)
-        if secure:
-            self._secure.append(port)
+        self._keep(port, secure)
         return port
 
-    def open_ipv6_loopback(self, reactor: Any, factory: IProtocolFactory, port: int) -> None:
+    def open_ipv6_loopback(self, reactor: Any, factory: IProtocolFactory, port: int, secure: bool = False) -> None:
         """::1 beside 127.0.0.1, where this machine has it."""
         endpoint = TCP6ServerEndpoint(reactor, port, backlog=BACKLOG, interface="::1")
         outcome: list[Any] = []
         endpoint.listen(factory).addBoth(outcome.append)
         if not isinstance(outcome[0], Failure):
-            self._keep(outcome[0])
+            self._keep(outcome[0], secure)
             return
         reason = getattr(getattr(outcome[0].value, "socketError", outcome[0].value), "errno", None)
         if reason not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH):
             raise _refused(outcome[0], f"port {port} on ::1")
 
-    def adopt(self, reactor: Any, factory: IProtocolFactory, sockets: Sequence[Passed]) -> None:
-        """Listen on sockets that somebody else has opened and goes on holding. Raises StartError (78) for what is no listening socket."""
+    def adopt(self, reactor: Any, factory: IProtocolFactory, sockets: Sequence[Passed], over_tls: IProtocolFactory | None = None) -> None:
+        """Listen on sockets that somebody else has opened and goes on holding. Raises StartError (78) for what is no listening socket.
+
+        `over_tls`: the factory for TCP sockets, where these speak TLS. What comes by a unix socket does not leave this machine.
+        """
         for fd, name in sockets:
             what = f"the socket {name or fd} of the service manager"
             try:
@@ -142,12 +143,18 @@ class Listeners:
                     looked.setblocking(False)
             except OSError as error:
                 raise StartError(f"{what} cannot be used: {error.strerror}.") from error
-            held = HeldUnix(reactor, fd) if family == socket.AF_UNIX else AdoptedStreamServerEndpoint(reactor, fd, family)
-            self._adopted.append(self.open(held, factory, what))
+            if family == socket.AF_UNIX:
+                opened = self.open(HeldUnix(reactor, fd), factory, what)
+            else:
+                held = AdoptedStreamServerEndpoint(reactor, fd, family)
+                opened = self.open(held, over_tls or factory, what, secure=over_tls is not None)
+            self._adopted.append(opened)
 
-    def _keep(self, port: Any) -> None:
+    def _keep(self, port: Any, secure: bool) -> None:
         """An open port. What is set on a TCP port here holds for each of its connections, at no cost to them."""
         self.ports.append(port)
+        if secure:
+            self._secure.append(port)
         option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
         if option is not None and not isinstance(port.getHost(), UNIXAddress):
             port.socket.setsockopt(socket.IPPROTO_TCP, option, UNSENT_BYTES)

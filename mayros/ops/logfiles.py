@@ -35,13 +35,25 @@ class Files:
     def __init__(self, path: str, name: str | None, max_bytes: int) -> None:
         self.path, self._name, self._max = path, name, max_bytes
         self._day = ""
+        self._missing = False
 
     def make(self) -> None:
         """Make the folder. Raises OSError."""
         os.makedirs(self.path if self._name is not None else os.path.dirname(self.path), mode=0o700, exist_ok=True)
 
+    def begin(self, what: str) -> None:
+        """Make the folder. Where that cannot be, it is told of and tried again with each write: a full disk must not stop the start."""
+        try:
+            self.make()
+        except OSError as error:
+            self._missing = True
+            log.warn("the folder of the {what} cannot be made: {why}", what=what, why=str(error))
+
     def append(self, data: bytes, now: float) -> None:
         """Write to the end of the file. Raises OSError. It is opened anew each time, so whoever moves it away need not tell us."""
+        if self._missing:
+            self.make()
+            self._missing = False
         path = self.at(now)
         if path != self._day:
             self._day = path
@@ -88,11 +100,8 @@ class LogFile:
         self._flushing.clock = clock  # type: ignore[assignment]
 
     def start(self) -> None:
-        """Write once a second from now on. A folder that cannot be made is told of."""
-        try:
-            self.files.make()
-        except OSError as error:
-            log.warn("the folder of the log file cannot be made: {why}", why=str(error))
+        """Write once a second from now on."""
+        self.files.begin("log file")
         self._flushing.start(1.0, now=False)
 
     def stop(self) -> None:
@@ -147,8 +156,8 @@ class AccessLog:
         self._flushing.clock = clock  # type: ignore[assignment]
 
     def start(self) -> None:
-        """Make the directory and write once a second from now on."""
-        self._files.make()
+        """Write once a second from now on."""
+        self._files.begin("access log")
         self._flushing.start(1.0, now=False)
 
     def stop(self) -> None:

@@ -80,19 +80,17 @@ class _Seen:
 
 
 class Metrics:
-    """See the module. `clock` never jumps, `now_ms` is the wall clock; `route` gives the template of a path, `model` and `tool` the names that may be
-    told."""
+    """See the module. `clock` never jumps; `route` gives the template of a path, `model` and `tool` the names that may be told."""
 
     def __init__(
         self,
         clock: Clock,
-        now_ms: Callable[[], int],
         route: Callable[[str], str],
         model: Callable[[str, str], tuple[str, str]],
         tool: Callable[[str], str],
         version: str,
     ) -> None:
-        self._seconds, self._now_ms, self._route, self._model, self._tool = clock.seconds, now_ms, route, model, tool
+        self._seconds, self._route, self._model, self._tool = clock.seconds, route, model, tool
         self.registry = make = Registry()
         self._seen: dict[str, _Seen] = {}
         self._hear: Mapping[type, Callable[[Run, Any], None]] = {
@@ -204,7 +202,7 @@ class Metrics:
 
     def _started(self, run: Run, event: RunStarted) -> None:
         self._seen[event.run_id] = _Seen(self._seconds())
-        self._wait.observe(max(0, self._now_ms() - event.started_at_ms) / 1000)
+        self._wait.observe(self._seconds() - run.began)
 
     def _answered(self, run: Run, event: ModelAnswered) -> None:
         if (seen := self._seen.get(run.turn.run_id)) is not None:
@@ -231,7 +229,7 @@ class Metrics:
         door, outcome, usage = run.turn.door, event.outcome, event.usage
         seen = self._seen.pop(run.turn.run_id, None)
         self._runs.add(door, outcome)
-        self._run_seconds.observe(max(0, event.ended_at_ms - run.started_ms) / 1000, door, outcome)
+        self._run_seconds.observe(self._seconds() - run.began, door, outcome)
         if seen is None:
             error = event.error
             self._refused.add("queue_full" if isinstance(error, QueueFull) else "budget" if isinstance(error, BudgetExceeded) else outcome)

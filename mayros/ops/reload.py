@@ -5,7 +5,7 @@ keys too. What has changed is read when it has stayed as it is for `gateway.relo
 
 `off`: nothing is read. `hot`: what can be is in force, the rest waits for a restart. `hybrid`: the same, and where something waits the gateway
 restarts, also after a change by a program. `restart`: it restarts for any change of a file. To restart is to stop as for SIGTERM, which a service
-manager follows with a start; where there is none, it is only said.
+manager follows with a start; where there is none, it is only said. Certificates (ops/certificates.py) are looked at and read along, in each mode.
 """
 
 from __future__ import annotations
@@ -44,10 +44,18 @@ class Control(Protocol):
     def reload(self, *, hold: bool = False) -> Deferred[Applied]: ...
 
 
+class Certificates(Protocol):
+    """What is used of ops.certificates.Certificates."""
+
+    def look(self) -> None: ...
+
+    def reload(self) -> None: ...
+
+
 class Reloader:
     """See the module. `restart` stops the gateway so that it is started again; False: there is nobody to do that.
 
-    `telling` is called with True before a reading and with False after it, whatever came of it.
+    `telling` is called with True before a reading and with False after it, whatever came of it. `certificates`: None where there is no TLS.
     """
 
     def __init__(
@@ -56,8 +64,9 @@ class Reloader:
         clock: Clock,
         restart: Callable[[str], bool] = lambda why: False,
         telling: Callable[[bool], None] = lambda reading: None,
+        certificates: Certificates | None = None,
     ) -> None:
-        self._control, self._clock, self._restart, self._telling = control, clock, restart, telling
+        self._control, self._clock, self._restart, self._telling, self._certificates = control, clock, restart, telling, certificates
         self._timer: IDelayedCall | None = None
         self._signal: IDelayedCall | None = None
         self._leaving: IDelayedCall | None = None
@@ -102,7 +111,11 @@ class Reloader:
         self._signal = None
         if self._reading:
             self.hangup()
-        elif self._mode == "off":
+            return
+        self._read_at = self._clock.seconds()
+        if self._certificates is not None:
+            self._certificates.reload()
+        if self._mode == "off":
             log.warn("SIGHUP: gateway.reload.mode is off, so nothing is read")
         else:
             log.info("SIGHUP: reading the configuration again")
@@ -110,6 +123,8 @@ class Reloader:
 
     def _look(self, found: Mapping[str, Stamp] | None = None) -> None:
         """Whether a file is another one than was read; `found`: what there was the last time, and was."""
+        if self._certificates is not None:
+            self._certificates.look()
         known = self._control.files
         now = stamps(known)
         gone = now.get(self._control.current.config_path) is None

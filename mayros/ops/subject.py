@@ -1,4 +1,4 @@
-"""What the checks of `mayros doctor` look at, and what they find. Imports config, core and errors.
+"""What the checks of `mayros doctor` look at, and what they find. Imports config, core and net.certificates.
 
 For commands: the daemon never loads this. A check is a function of a Subject that gives findings, none where all is well. It looks and changes
 nothing; what can be mended without a decision is in the finding's `repair`.
@@ -15,6 +15,7 @@ from mayros.config.load import Loaded
 from mayros.config.schema import Config, Gateway
 from mayros.config.secret import AuthSecret
 from mayros.core.routing import Settings
+from mayros.net.certificates import Trust
 
 #: `critical`: somebody may do what he must not, or nothing works. `warn`: likely to go wrong. `info`: worth knowing.
 Level = Literal["critical", "warn", "info"]
@@ -54,8 +55,8 @@ class Machine(Protocol):
         """Run a program of the system; status 127 where there is none."""
         ...
 
-    def get(self, host: str, port: int, path: str, /) -> int:
-        """The status of a GET. Raises OSError."""
+    def get(self, host: str, port: int, path: str, trust: Trust | None, /) -> int:
+        """The status of a GET, over TLS with `trust`. Raises OSError."""
         ...
 
     def taken(self, host: str, port: int) -> bool:

@@ -8,6 +8,7 @@ then taken out of it, so that no child takes it for its own.
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping, MutableMapping
@@ -39,6 +40,8 @@ VARIABLES = (
 )
 #: How often the manager's line about us is made anew, in seconds.
 STATUS_SECONDS = 10.0
+#: `RestartSec=` of our units.
+RESTART_SECONDS = 2.0
 #: Characters of that line.
 STATUS_LENGTH = 200
 
@@ -58,6 +61,8 @@ class Manager:
 
     def __init__(self, address: str = "", watchdog_seconds: float | None = None, sockets: tuple[Passed, ...] = ()) -> None:
         self.address, self.watchdog_seconds, self.sockets = address, watchdog_seconds, sockets
+        #: How long after a clean end the next process serves, as far as this one can tell: as long as it took itself, and what our units wait before.
+        self.again_seconds = RESTART_SECONDS
 
     @classmethod
     def of(cls, environ: Mapping[str, str], pid: int) -> Manager:
@@ -83,6 +88,8 @@ class Manager:
 
     def ready(self, status: str) -> None:
         """Serving, with this said about us; also the end of a reload, whatever came of it."""
+        if self.address and self.again_seconds == RESTART_SECONDS:
+            self.again_seconds += _age_seconds()
         self.tell("READY=1", _status(status))
 
     def status(self, status: str) -> None:
@@ -108,6 +115,16 @@ def close_on_exec(sockets: tuple[Passed, ...]) -> None:
     """No program that is started inherits them. Raises OSError for a descriptor that is none."""
     for one in sockets:
         fcntl.fcntl(one.fd, fcntl.F_SETFD, fcntl.fcntl(one.fd, fcntl.F_GETFD) | fcntl.FD_CLOEXEC)
+
+
+def _age_seconds() -> float:
+    """Since this process was begun; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            began = int(file.read().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began)
+    except OSError:
+        return 0.0
 
 
 def _status(text: str) -> str:

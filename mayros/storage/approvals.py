@@ -1,4 +1,4 @@
-"""Rules for the commands that agents run, as rows. Decides nothing: core has the rules. Imports core.exec_ports, database, rows and tables."""
+"""Rules for the commands that agents run, as rows. Decides nothing: core has the rules. Imports core, database, audit, rows and tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import msgspec
 import sqlalchemy as sa
 from twisted.internet.defer import Deferred
 
+from mayros.core.audit_ports import AuditEntry
 from mayros.core.exec_ports import AllowedExec, ExecPolicy
+from mayros.storage.audit import add
 from mayros.storage.database import Database
 from mayros.storage.rows import record_of, row_of
 from mayros.storage.tables import exec_allowlist, exec_policy
@@ -41,7 +43,7 @@ class SqlExecRules:
 
         return self._database.call(write)
 
-    def replace(self, entries: Sequence[AllowedExec], policies: Mapping[str, ExecPolicy]) -> Deferred[None]:
+    def replace(self, entries: Sequence[AllowedExec], policies: Mapping[str, ExecPolicy], audit: AuditEntry | None = None) -> Deferred[None]:
         """See exec_ports.ExecRulesStore."""
         rows = [{**row_of(entry), "position": position} for position, entry in enumerate(entries)]
         kept = [{"agent_id": agent_id, "json": _encode(policy).decode()} for agent_id, policy in policies.items()]
@@ -51,6 +53,7 @@ class SqlExecRules:
                 connection.execute(sa.delete(table))
                 if values:
                     connection.execute(sa.insert(table), values)
+            add(connection, audit)
 
         return self._database.call(write)
 

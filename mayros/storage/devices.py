@@ -1,4 +1,4 @@
-"""Paired devices, their tokens and pairing requests, as rows. Decides nothing: core has the rules. Imports core, database, rows and tables."""
+"""Paired devices, their tokens and pairing requests, as rows. Decides nothing: core has the rules. Imports core, database, audit, rows and tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from twisted.internet.defer import Deferred
 
+from mayros.core.audit_ports import AuditEntry
 from mayros.core.device_ports import DeviceRecord, DeviceToken, PairingRequest
+from mayros.storage.audit import add
 from mayros.storage.database import Database
 from mayros.storage.rows import put, record_of, row_of
 from mayros.storage.tables import device_requests, device_tokens, devices
@@ -30,22 +32,23 @@ class SqlDevices:
         """See device_ports.DeviceStore."""
         return self._database.read(_load)
 
-    def save_device(self, record: DeviceRecord) -> Deferred[None]:
+    def save_device(self, record: DeviceRecord, audit: AuditEntry | None = None) -> Deferred[None]:
         """See device_ports.DeviceStore."""
-        return self._save(devices.c.device_id, record)
+        return self._save(devices.c.device_id, record, audit)
 
-    def delete_device(self, device_id: str) -> Deferred[None]:
+    def delete_device(self, device_id: str, audit: AuditEntry | None = None) -> Deferred[None]:
         """See device_ports.DeviceStore."""
 
         def write(connection: sa.Connection) -> None:
             for table in (device_tokens, device_requests, devices):
                 connection.execute(sa.delete(table).where(table.c.device_id == device_id))
+            add(connection, audit)
 
         return self._database.call(write)
 
-    def save_token(self, token: DeviceToken) -> Deferred[None]:
+    def save_token(self, token: DeviceToken, audit: AuditEntry | None = None) -> Deferred[None]:
         """See device_ports.DeviceStore."""
-        return self._save(device_tokens.c.token_hash, token)
+        return self._save(device_tokens.c.token_hash, token, audit)
 
     def delete_token(self, token_hash: bytes) -> Deferred[None]:
         """See device_ports.DeviceStore."""
@@ -55,18 +58,24 @@ class SqlDevices:
         """See device_ports.DeviceStore."""
         return self._save(device_requests.c.device_id, request)
 
-    def delete_request(self, request_id: str) -> Deferred[None]:
+    def delete_request(self, request_id: str, audit: AuditEntry | None = None) -> Deferred[None]:
         """See device_ports.DeviceStore."""
-        return self._delete(device_requests, device_requests.c.request_id, request_id)
+        return self._delete(device_requests, device_requests.c.request_id, request_id, audit)
 
-    def _save(self, one: sa.Column[Any], record: DeviceRecord | DeviceToken | PairingRequest) -> Deferred[None]:
+    def _save(self, one: sa.Column[Any], record: DeviceRecord | DeviceToken | PairingRequest, audit: AuditEntry | None = None) -> Deferred[None]:
         """In the place of the row that has the same value in the column `one`."""
         row = row_of(record, _LISTS)
-        return self._database.call(lambda connection: put(connection, row, one))
 
-    def _delete(self, table: sa.Table, one: sa.Column[Any], value: str | bytes) -> Deferred[None]:
+        def write(connection: sa.Connection) -> None:
+            put(connection, row, one)
+            add(connection, audit)
+
+        return self._database.call(write)
+
+    def _delete(self, table: sa.Table, one: sa.Column[Any], value: str | bytes, audit: AuditEntry | None = None) -> Deferred[None]:
         def write(connection: sa.Connection) -> None:
             connection.execute(sa.delete(table).where(one == value))
+            add(connection, audit)
 
         return self._database.call(write)
 

@@ -1,7 +1,7 @@
 """Opening the database: which URLs are taken, how a connection is set up, and what the operator reads when that fails.
 
-Imports errors and SQLAlchemy. A SQLite file is opened with `mode=rw`, so that a file that vanishes at run time is never made anew silently;
-migrate.py makes the file the first time.
+Imports errors, net.files and SQLAlchemy. A SQLite file is opened with `mode=rw`, so that a file that vanishes at run time is never made anew
+silently; migrate.py makes the file the first time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 from mayros.errors import StartError
+from mayros.net.files import is_full
 
 #: Connections at most: the writer's, and those of the threads that read histories.
 POOL_SIZE = 4
@@ -86,7 +87,7 @@ def cause(error: BaseException) -> str:
 
 
 def start_error(error: BaseException, url: sa.URL) -> StartError:
-    """What the operator reads when the store cannot be opened: 1 for what may pass by itself (a lock, a server away), else 78."""
+    """What the operator reads when the store cannot be opened: 1 for what may pass by itself (a lock, a full disk, a server away), else 78."""
     name, text = describe(url), cause(error)
     if url.get_backend_name() != "sqlite":
         passing = isinstance(error, sa.exc.OperationalError)
@@ -94,6 +95,8 @@ def start_error(error: BaseException, url: sa.URL) -> StartError:
     lowered = text.lower()
     if "locked" in lowered:
         return StartError(f"The store {name} is locked by another process.", 1)
+    if "disk is full" in lowered or (isinstance(error, OSError) and is_full(error)):
+        return StartError(f"The store {name} has no room on its disk ({text}).", 1)
     if "not a database" in lowered or "malformed" in lowered:
         return StartError(f"The store {name} is damaged ({text}). Restore it from a backup, or move it away to begin with an empty one.")
     if "readonly" in lowered or "unable to open" in lowered or isinstance(error, OSError):

@@ -1,6 +1,7 @@
-"""Keeps the store small: old stateless sessions, entries of deleted sessions and expired idempotency keys go. Imports config and database.
+"""Keeps the store small: old stateless sessions, entries of deleted sessions, expired idempotency keys and old audit rows go.
 
 A sweep runs at the start and then every minute. It deletes in chunks, each a job of the writer thread, so that turns are never far behind.
+Imports config, database and audit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mayros.config.schema import Stateless
 from mayros.core.ports import Clock
 from mayros.core.spending import DAY_MS
 from mayros.errors import StorageUnavailable
+from mayros.storage import audit
 from mayros.storage.database import Database
 from mayros.storage.tables import STATELESS, deleted_sessions, entries, idempotency, sessions
 from mayros.storage.usage import FOLDED, fold_old
@@ -28,6 +30,7 @@ EVERY_SECONDS = 60.0
 CHUNK = 100
 #: Answers of idempotency keys that are kept at most.
 MAX_KEYS = 100_000
+HOUR_MS = 3_600_000
 #: Entries of deleted sessions that go in one job.
 ENTRIES = 500
 
@@ -39,7 +42,7 @@ class Maintenance:
         self._database, self._clock, self._policy, self._now_ms = database, clock, policy, now_ms
         self._timer: IDelayedCall | None = None
         self._stopped = False
-        self._folded = -1
+        self._folded = self._shortened = -1
 
     def start(self) -> None:
         """Sweep now, and a minute after each sweep's end."""
@@ -80,6 +83,7 @@ class Maintenance:
             while await self._database.call(purge) and not self._stopped:
                 pass
             await self._fold(now)
+            await self._shorten(now)
         except StorageUnavailable as error:
             log.warn("Store: pruning has to wait: {error}", error=error)
         if gone:
@@ -92,6 +96,17 @@ class Maintenance:
         while self._folded != now_ms // DAY_MS and not self._stopped:
             if await self._database.call(lambda connection: fold_old(connection, now_ms, upsert)) < FOLDED:
                 self._folded = now_ms // DAY_MS
+
+    async def _shorten(self, now_ms: int) -> None:
+        """Once an hour: the oldest rows of the audit trail go."""
+        if self._shortened == now_ms // HOUR_MS:
+            return
+        while await self._database.call(partial(audit.drop_old, before_ms=now_ms - audit.KEEP_MS, count=CHUNK)) == CHUNK and not self._stopped:
+            pass
+        for noise, many in zip((True, False), await self._database.read(audit.excess), strict=True):
+            while many > 0 and not self._stopped:
+                many -= await self._database.call(partial(audit.drop, count=min(many, CHUNK), noise=noise)) or many
+        self._shortened = now_ms // HOUR_MS
 
     async def _chunks(self, prune: Callable[[sa.Connection], int]) -> int:
         gone = went = await self._database.call(prune)

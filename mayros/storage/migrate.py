@@ -16,7 +16,7 @@ from mayros.net.files import sync, sync_directory
 from mayros.storage.engine import BUSY_SECONDS, describe, make_engine, parse_url, start_error
 
 #: All revisions, oldest first; a test keeps them equal to the scripts.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 HEAD = REVISIONS[-1]
 
 _REVISION = "SELECT version_num FROM alembic_version"

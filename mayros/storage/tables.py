@@ -235,3 +235,21 @@ usage_days = sa.Table(
 
 #: For one session's sums, and for what becomes of them when it is deleted.
 sa.Index("usage_days_session", usage_days.c.session_key, sqlite_where=NAMED)
+
+#: Who did what; rows are only added, and dropped when they are old. `details` is a JSON object.
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("door", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("label", sa.Text),
+    sa.Column("address", sa.Text),
+    sa.Column("connection", sa.Text),
+    sa.Column("request", sa.Text),
+    sa.Column("target", sa.Text),
+    sa.Column("details", sa.Text, nullable=False),
+)

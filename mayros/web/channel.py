@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from mayros.web.site import GatewaySite
 
 
+#: After the common header lines, where it is asked for: for a year, and for this name alone.
+HSTS = b"\r\nStrict-Transport-Security: max-age=31536000"
+
+
 class GatewayChannel(HTTPChannel):
     """One connection."""
 
@@ -57,6 +61,10 @@ class GatewayChannel(HTTPChannel):
         self._real_peer = peer_of(innermost(self.transport))
         key = self.site.gate.rules.connection_key(self._real_peer)
         if not self.site.connections.enter(key):
+            if self.isSecure():
+                # An answer would cost a handshake, for which the client may take its time on a connection that nobody counts.
+                self.transport.abortConnection()
+                return
             self.refuse(Unavailable("Too many connections. Try again shortly."))
             self.loseConnection()
             return
@@ -91,7 +99,7 @@ class GatewayChannel(HTTPChannel):
         lines += [b"%b: %b" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]
         request: GatewayRequest = self.requests[0]
         if request.request_id:
-            lines += (self.site.common_block(), *request.head_lines())
+            lines += (self._common_block(), *request.head_lines())
         if self.site.draining and self.persistent:  # it was asked before the stop
             self.persistent = False
             lines.append(b"Connection: close")
@@ -104,6 +112,10 @@ class GatewayChannel(HTTPChannel):
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         """Pieces of the answer."""
         self.requests[0].out += tuple(iovec)
+
+    def _common_block(self) -> bytes:
+        block = self.site.common_block()
+        return block + HSTS if self.site.hsts and self.isSecure() else block
 
     def client_address(self, headers: Callable[[bytes], Any]) -> Address:
         """Who is at the other end, by the rules for proxies."""
@@ -152,7 +164,7 @@ class GatewayChannel(HTTPChannel):
         body = error_body(error)
         lines = [
             b"HTTP/1.1 %d %b" % (error.status, RESPONSES.get(error.status, b"Error")),
-            self.site.common_block(),
+            self._common_block(),
             b"Cache-Control: no-store",
             b"Content-Type: " + JSON,
             b"Content-Length: %d" % len(body),

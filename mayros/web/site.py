@@ -44,7 +44,10 @@ class Access(msgspec.Struct, gc=False, omit_defaults=True):
 
 
 class GatewaySite(Site):
-    """Both doors' listener. `gate` is read anew for each request; `record` writes the access log and must be quick."""
+    """Both doors' listener. `gate` is read anew for each request; `record` writes the access log and must be quick.
+
+    `hsts`: answers over TLS tell browsers never to come without it again.
+    """
 
     requestFactory = GatewayRequest
     protocol = GatewayChannel  # type: ignore[assignment]  # no HTTP/2, so nothing to negotiate
@@ -62,12 +65,13 @@ class GatewaySite(Site):
         wall: Callable[[], float],
         body_seconds: float = 60.0,
         head_seconds: float = IDLE_SECONDS,
+        hsts: bool = False,
     ) -> None:
         super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
         self.limit(body_seconds, head_seconds)
         self.gate, self.bodies, self.connections = gate, bodies, connections
         self.channels: set[GatewayChannel] = set()
-        self._record, self._wall = record, wall
+        self._record, self._wall, self.hsts = record, wall, hsts
         self._block: tuple[int, bytes] = (0, b"")
 
     def limit(self, body_seconds: float, head_seconds: float) -> None:

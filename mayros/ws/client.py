@@ -1,7 +1,7 @@
 """Our own client of the Gateway protocol, for the command line and for programs on Twisted: `connect` and `call`. The daemon does not import it.
 
-The Autobahn glue of a client is here; what is said on a socket is in conversation.py, what outlives one in connection.py. Imports mayros.wire
-and mayros.ws.
+The Autobahn glue of a client is here; what is said on a socket is in conversation.py, what outlives one in connection.py. Imports mayros.wire,
+mayros.ws and net.certificates.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import txaio
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from mayros.net.certificates import Trust, tls_problem
 from mayros.wire.frames import MAX_PAYLOAD, PROTOCOL_MAX, PROTOCOL_MIN
 from mayros.ws.connection import Connection
 from mayros.ws.conversation import CallFailed, Conversation
@@ -35,9 +38,9 @@ PING_SECONDS = 30
 class _Protocol(WebSocketClientProtocol):
     """The socket of one conversation."""
 
-    def prepare(self, conversation: Conversation, host: str) -> None:
+    def prepare(self, conversation: Conversation, to: Where) -> None:
         """Before the connection is made."""
-        self._conversation, self._host = conversation, host
+        self._conversation, self._to = conversation, to
         conversation.link = self
 
     def send(self, payload: bytes) -> None:
@@ -57,7 +60,13 @@ class _Protocol(WebSocketClientProtocol):
 
     def onConnecting(self, transport_details: object) -> ConnectingRequest:
         """Called by Autobahn, which would write an IPv6 address without brackets."""
-        options: dict[str, Any] = {"host": self._host, "port": self.factory.port, "resource": self.factory.resource, "headers": {}, "protocols": []}
+        options: dict[str, Any] = {
+            "host": self._to.host,
+            "port": self.factory.port,
+            "resource": self.factory.resource,
+            "headers": {},
+            "protocols": [],
+        }
         return ConnectingRequest(**options)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
@@ -66,6 +75,14 @@ class _Protocol(WebSocketClientProtocol):
             self._conversation.received(payload)
         except Exception as error:  # noqa: BLE001 - handed on
             self._conversation.end(error, "the client failed")
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Called by the transport."""
+        problem = tls_problem(reason.value)
+        if problem is not None:
+            # Autobahn's words would be that the connection was closed uncleanly.
+            self._conversation.lost(CallFailed("UNAVAILABLE", f"Cannot speak to a gateway at {self._to.shown}: {problem}"))
+        super().connectionLost(reason)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """Called by Autobahn, once, also when the handshake failed."""
@@ -91,13 +108,13 @@ class _Factory(WebSocketClientFactory):
             autoPingTimeout=PING_SECONDS,
             tcpNoDelay=True,
         )
-        self._conversation, self._written_host = conversation, to.host
+        self._conversation, self._to = conversation, to
 
     def buildProtocol(self, addr: IAddress | None) -> _Protocol:
         """Called by Twisted when the connection is made."""
         protocol = super().buildProtocol(addr)
         assert isinstance(protocol, _Protocol)
-        protocol.prepare(self._conversation, self._written_host)
+        protocol.prepare(self._conversation, self._to)
         return protocol
 
 
@@ -222,6 +239,7 @@ async def connect(
     on_event: Callable[[str, Any], None] | None = None,
     timeout: float = CONNECT_SECONDS,
     endpoint: IStreamClientEndpoint | None = None,
+    trust: Trust | None = None,
     chance: Callable[[], float] = random.random,
 ) -> Connection:
     """Connect to a gateway and introduce this client.
@@ -231,9 +249,12 @@ async def connect(
     gateway does not take it. `gateway` is the name under which it is kept: the URL, or identity.OWN for this machine's own. `on_event(name,
     payload)` is called at once for each event; see also `Connection.events`. `timeout` in seconds is for each attempt.
 
+    With `trust` a gateway (`wss://`) must show the one certificate that has its fingerprint, whoever vouches for that, or it hears nothing from us;
+    without, one that the system's authorities vouch for.
+
     Raises CallFailed, and ValueError for a URL that is none. Cancelling drops the connection.
     """
-    to = where(reactor, url, timeout)
+    to = where(reactor, url, timeout, trust)
     dialler = _Dialler(
         reactor,
         to if endpoint is None else to._replace(endpoint=endpoint),

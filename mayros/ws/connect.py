@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from mayros.core.address import Address
+from mayros.core.audit_ports import Actor
 from mayros.core.auth import OPERATOR_SCOPES, grants
 from mayros.core.device_tokens import Grant
 from mayros.core.devices import Applicant, Reason
@@ -61,13 +62,14 @@ class Admitted(msgspec.Struct, frozen=True):
 class Source(msgspec.Struct, frozen=True):
     """Where a connection comes from: its address, the Origin header (judged already; None: no page), and the nonce it was challenged with.
 
-    `user`: what context.Judge.proxied has said of the upgrade.
+    `user`: what context.Judge.proxied has said of the upgrade. `id`: of the connection.
     """
 
     address: Address
     origin: str | None
     challenge: str
     user: Principal | Unauthorized | None = None
+    id: str = ""
 
 
 async def judge(gateway: Gateway, params: Connect, source: Source) -> tuple[Admitted, Grant | None]:
@@ -169,7 +171,7 @@ async def _with_device(
         client = params.client
         names = (client.display_name, client.platform, client.id, client.mode)
         applicant = Applicant(device.id, public_key, role, scopes, *names, None if local else source.address.client)
-        await _pair(gateway, applicant, problem, local)
+        await _pair(gateway, applicant, problem, local, source)
     if grant is None:
         grant = await gateway.devices.issue(device.id, role, scopes)
     if grant is None:
@@ -195,10 +197,12 @@ def _by_token(gateway: Gateway, device_id: str, role: Role, scopes: tuple[str, .
     return None
 
 
-async def _pair(gateway: Gateway, applicant: Applicant, problem: Reason, local: bool) -> None:
+async def _pair(gateway: Gateway, applicant: Applicant, problem: Reason, local: bool, source: Source) -> None:
     """On this machine a device is paired by asking; elsewhere, and for another role, somebody has to approve. Raises Refused."""
     if local and problem != "role-upgrade":
-        await gateway.devices.pair(applicant)
+        label = applicant.display_name or f"{applicant.client_id}/{applicant.client_mode}"
+        actor = Actor(f"device:{applicant.device_id}", "ws", label, source.address.client, source.id)
+        await gateway.devices.pair(applicant, gateway.audit.begin(actor, "device.pair.local", applicant.device_id, reason=problem))
         return
     request = await gateway.devices.ask(applicant)
     raise refused("pairing required", "PAIRING_REQUIRED", code="NOT_PAIRED", requestId=request.request_id, reason=problem)
@@ -214,7 +218,7 @@ def hello(gateway: Gateway, admitted: Admitted, grant: Grant | None, connection_
         "presence": gateway.presence.shown(now_ms, principal.space is None),
         "health": gateway.health_payload(),
         "stateVersion": {"presence": gateway.presence.version, "health": gateway.broadcaster.health_version},
-        "uptimeMs": max(0, now_ms - gateway.started_ms),
+        "uptimeMs": gateway.uptime_ms(),
         "sessionDefaults": {
             "defaultAgentId": default_id,
             "mainKey": directory.main_key,

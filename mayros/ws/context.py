@@ -16,6 +16,7 @@ from mayros.config.schema import AuthMode
 from mayros.core.address import Address, Headers
 from mayros.core.api_tokens import ApiTokens
 from mayros.core.approvals import Approvals
+from mayros.core.audit import Audit
 from mayros.core.claims import Claims
 from mayros.core.config_ports import ConfigControl
 from mayros.core.devices import Devices
@@ -139,6 +140,7 @@ class Gateway:
     version: str
     host: str
     started_ms: int
+    audit: Audit = field(default_factory=Audit)
     toolbox: LocalToolbox = field(default_factory=lambda: LocalToolbox(()))
     model_health: ModelHealth = field(default_factory=ModelHealth)
     #: Stops the gateway after so many seconds, for this reason, so that it is started anew; False: nobody would do that.
@@ -166,10 +168,12 @@ class Gateway:
     #: What was answered without a run (commands), by run id, newest last; bounded.
     answered: dict[str, RunResult] = field(init=False, default_factory=dict)
 
+    _began: float = field(init=False)
     _health_made: float = field(init=False, default=-1e9)
     _health_json: msgspec.Raw = field(init=False, default_factory=msgspec.Raw)
 
     def __post_init__(self) -> None:
+        self._began = self.monotonic() - (self.now_ms() - self.started_ms) / 1000
         self.presence = Presence(self.host, self.version)
         self.broadcaster = Broadcaster(self.runs, self.clock, self.now_ms, self.health_payload, self.presence, self._verbose)
         self.devices.audience = self.device_connections = DeviceConnections(self.broadcaster, self.clock)
@@ -182,6 +186,10 @@ class Gateway:
         """How much clients have asked to hear of what the session's tools do."""
         row = await self.sessions.get(session)
         return None if row is None else row.settings.verbose_level
+
+    def uptime_ms(self) -> int:
+        """For how long the process has run, whatever became of the date."""
+        return round((self.monotonic() - self._began) * 1000)
 
     def health_payload(self) -> dict[str, object]:
         """The answer of `health`, made now."""

@@ -20,6 +20,7 @@ from mayros.ws.methods import (
     agent,
     agents,
     approvals,
+    audit,
     chat,
     config,
     devices,
@@ -122,6 +123,7 @@ PARAMS: Mapping[str, type[msgspec.Struct]] = {
     "tokens.list": tokens.ListParams,
     "tokens.revoke": tokens.RevokeParams,
     "tokens.rotate": tokens.RotateParams,
+    "audit.list": audit.AuditListParams,
     "system-presence": presence.NoParams,
     "last-heartbeat": presence.NoParams,
 }

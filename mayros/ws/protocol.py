@@ -13,7 +13,7 @@ from typing import Any
 
 import txaio
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -34,7 +34,7 @@ from mayros.ws.turns import SHARE, Turns
 log = Logger()
 
 PING_SECONDS = 30
-#: How long a client may take to answer a close frame before it is cut off.
+#: How long a client may take to answer a close frame, and then to let go of the connection, before it is cut off.
 CLOSE_SECONDS = 2
 UPGRADE_REQUIRED = 426
 #: What Autobahn needs of the upgrade request. The rest (credentials, cookies, sub-protocols, extensions) would only stay in memory.
@@ -49,6 +49,8 @@ class ControlProtocol(WebSocketServerProtocol):
 
     #: What was received and has to wait for its turn; None: nothing, and the transport is not paused.
     _unread: bytearray | None = None
+    #: Cuts the connection off while it is being closed.
+    _cutting: IDelayedCall | None = None
 
     def prepare(self, socket: Socket, turns: Turns) -> None:
         """Before the connection is made: whom to talk to, and who else does."""
@@ -128,9 +130,18 @@ class ControlProtocol(WebSocketServerProtocol):
             self._stream.resumeProducing()
         return False
 
+    def _closeConnection(self, abort: bool = False) -> None:
+        """Called by Autobahn, when all is said. TLS would wait for the client's goodbye, and TCP for it to read the last bytes, without end."""
+        super()._closeConnection(abort)
+        if not abort and self._cutting is None:
+            self._cutting = self.factory.reactor.callLater(CLOSE_SECONDS, self._stream.abortConnection)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Called by the transport."""
         super().connectionLost(reason)
+        cutting, self._cutting = self._cutting, None
+        if cutting is not None and cutting.active():
+            cutting.cancel()
         self._unread = None
         # It has this protocol as its result.
         del self.is_closed, self._socket

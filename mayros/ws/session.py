@@ -6,8 +6,9 @@
 
 What comes while a device is being looked up waits, within the limit of the first message.
 
-Requests run side by side, and their answers may come in any order. When the socket is lost its requests are cancelled; the runs they
-started go on. Handlers raise; `_answer` is where errors become frames. Imports mayros.core, mayros.wire and mayros.ws.
+Requests run side by side, and their answers may come in any order. When the socket is lost its requests are cancelled, but for those that are
+audited (ws/acts.py), which are done to their end; the runs they started go on. Handlers raise; `_failed` is where errors become frames.
+Imports mayros.core, mayros.wire and mayros.ws.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mayros.core.address import Address
+from mayros.core.audit import Act
 from mayros.core.auth import grants
 from mayros.core.device_tokens import Grant
 from mayros.core.ports import Principal, Run
@@ -59,6 +61,9 @@ class Session:
         self._early: list[tuple[bytes, bool]] = []
         self._handshake: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
+        #: Of the tasks those that are not cancelled.
+        self._acts: set[Deferred[None]] = set()
+        self._act: Act | None = None
         self._present: str | None = None
         self._timing = Timing(gateway)
 
@@ -71,6 +76,12 @@ class Session:
     def protocol(self) -> int:
         """The version spoken; the lowest until one is agreed upon."""
         return self.admitted.protocol if self.admitted is not None else frames.PROTOCOL_MIN
+
+    @property
+    def acting(self) -> Act:
+        """What the audit trail will tell of the call, for its handler, until that spawns or returns. Only for methods that are audited."""
+        assert self._act is not None
+        return self._act
 
     def may(self, scope: str) -> bool:
         """Whether the client has a scope: literally, by `operator.admin`, or read by write."""
@@ -132,7 +143,7 @@ class Session:
             gateway.let_in.lost(admitted.way, self)
         if self._present is not None and gateway.presence.disconnected(self._present, gateway.now_ms()):
             gateway.broadcaster.presence_changed()
-        for task in tuple(self._tasks):
+        for task in self._tasks - self._acts:
             task.cancel()
 
     def reply(self, request_id: str, payload: object) -> None:
@@ -156,10 +167,25 @@ class Session:
 
     def spawn(self, request_id: str, handler: Coroutine[Deferred[object], object, None]) -> None:
         """Run the rest of a request beside the others; what it raises is its answer."""
+        act, self._act = self._act, None
         task: Deferred[None] = Deferred.fromCoroutine(handler)
         self._tasks.add(task)
         self._timing.goes_on(task)
-        task.addErrback(self._failed, request_id).addBoth(lambda _: self._tasks.discard(task))
+        if act is not None:
+            self._acts.add(task)
+            task.addBoth(self._acted, act)
+        task.addErrback(self._failed, request_id).addBoth(self._ended, task)
+
+    def _ended(self, _result: None, task: Deferred[None]) -> None:
+        self._tasks.discard(task)
+        self._acts.discard(task)
+
+    def _acted(self, result: Failure | None, act: Act) -> Failure | None:
+        """An audited call is over."""
+        from mayros.ws.acts import over  # loaded by now
+
+        over(self.gateway.audit, act, result.value if isinstance(result, Failure) else None)
+        return result
 
     # Before hello-ok
 
@@ -185,7 +211,7 @@ class Session:
             return
         self._state = "judging"
         by = self.gateway.authenticator
-        judging = Deferred.fromCoroutine(judge(self.gateway, params, Source(self.address, self.origin, self._challenge, self._user)))
+        judging = Deferred.fromCoroutine(judge(self.gateway, params, Source(self.address, self.origin, self._challenge, self._user, self.id)))
         judging.addCallbacks(self._admit, self._not_admitted, callbackArgs=(request, by), errbackArgs=(request,)).addErrback(self._broken)
 
     def _not_admitted(self, failure: Failure, request: Request) -> None:
@@ -254,22 +280,25 @@ class Session:
             self.refuse(error.id, ErrorShape("INVALID_REQUEST", error.message))
             return
         self._timing.begins(request.method)
-        ok = False
+        failure = None
         try:
-            handler = self._handler(request.method)
-            if len(self._tasks) >= MAX_IN_FLIGHT:
-                raise Unavailable(f"More than {MAX_IN_FLIGHT} requests of this connection are running. Wait for some of them.")
-            handler(self, request)
-            ok = True
-        except Refused as refused:
-            self.refuse(request.id, refused.error)
+            self._handler(request)(self, request)
         except Exception:  # noqa: BLE001  a defect must cost one request, not the connection
-            self._failed(Failure(), request.id)
-        self._timing.answered(ok)
+            failure = Failure()
+            self._failed(failure, request.id)
+        self._timing.answered(failure is None)
+        if self._act is not None:
+            act, self._act = self._act, None
+            self._acted(failure, act)
 
-    def _handler(self, method: str) -> Handler:
-        """Who answers a method; raises Refused. A method that is not there needs `operator.admin` like any that is not listed."""
+    def _handler(self, request: Request) -> Handler:
+        """Who answers; raises Refused, and Unavailable. A method that is not there needs `operator.admin` like any that is not listed."""
+        method = request.method
         entry = METHODS.get(method)
+        if entry is not None and entry.audited:
+            from mayros.ws.acts import begun
+
+            self._act = begun(self, request)
         scope = "operator.admin" if entry is None else entry.scope
         if scope is not None:
             if self.admitted is not None and self.admitted.role != "operator":
@@ -281,6 +310,8 @@ class Session:
         if entry is None:
             known = "connect is only valid as the first request" if method == "connect" else f"unknown method: {method[:_MAX_SHOWN]}"
             raise Refused(ErrorShape("INVALID_REQUEST", known))
+        if len(self._tasks) >= MAX_IN_FLIGHT:
+            raise Unavailable(f"More than {MAX_IN_FLIGHT} requests of this connection are running. Wait for some of them.")
         return entry.handler
 
     def lacks(self, scope: str) -> Refused:
@@ -297,6 +328,9 @@ class Session:
         if self._state == "closed" and failure.check(CancelledError):
             return
         error = failure.value
+        if isinstance(error, Refused):
+            self.refuse(request_id, error.error)
+            return
         if not isinstance(error, GatewayError):
             log.failure("a request of connection {id} failed inside", failure=failure, id=self.id)
             error = GatewayError()

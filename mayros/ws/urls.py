@@ -1,4 +1,4 @@
-"""Where a gateway's URL leads: the endpoint to connect to, and what the upgrade request says. Imports nothing of ours."""
+"""Where a gateway's URL leads: the endpoint to connect to, and what the upgrade request says. Imports net.certificates and net.pinned."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
+
+from mayros.net.certificates import Trust
 
 _PORTS = {"ws": 80, "wss": 443}
 
@@ -20,8 +22,13 @@ class Where(NamedTuple):
     shown: str
 
 
-def where(reactor: Any, url: str, timeout: float) -> Where:
-    """How to reach `ws://host:port/`, `wss://...`, `unix:/path` or a bare path, within `timeout` seconds. ValueError for anything else."""
+def where(reactor: Any, url: str, timeout: float, trust: Trust | None = None) -> Where:
+    """How to reach `ws://host:port/`, `wss://...`, `unix:/path` or a bare path, within `timeout` seconds. ValueError for anything else.
+
+    `trust`: whose certificate is taken, for `wss://` alone; None: one that the system's authorities vouch for.
+    """
+    if trust is not None and not url.lower().startswith("wss:"):
+        raise ValueError("A fingerprint needs a wss:// URL: without TLS there is no certificate.")
     if url.startswith(("unix:", "/")):
         return Where(UNIXClientEndpoint(reactor, "/" + url.removeprefix("unix:").lstrip("/"), timeout=timeout), "ws://localhost/", "localhost", url)
     parts = urlsplit(url)
@@ -34,7 +41,9 @@ def where(reactor: Any, url: str, timeout: float) -> Where:
         # pyOpenSSL costs a tenth of a second, which the usual call has no use for.
         from twisted.internet.ssl import optionsForClientTLS
 
-        endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint)
+        from mayros.net.pinned import Pinned
+
+        endpoint = wrapClientTLS(optionsForClientTLS(host) if trust is None else Pinned(trust, host), endpoint)
     written = f"[{host}]" if ":" in host else host
     shown = f"{scheme}://{written}:{port}{parts.path or '/'}"
     return Where(endpoint, f"{shown}{'?' if parts.query else ''}{parts.query}", written, shown)

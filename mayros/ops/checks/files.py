@@ -7,6 +7,10 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 
+from mayros.config.tls import MAKE, tls_files, unusable
+from mayros.net.certificates import PEM_BYTES
+from mayros.net.files import read_bounded
+from mayros.net.statedir import from_state
 from mayros.ops.subject import Finding, Level, Subject
 
 _SYNCED = re.compile(
@@ -79,9 +83,10 @@ def store_read_by_others(subject: Subject) -> Iterator[Finding]:
 
 def tls_key_private(subject: Subject) -> Iterator[Finding]:
     """The TLS key is its owner's only."""
-    if not subject.gateway.tls.key_path:
+    tls = subject.gateway.tls
+    if not tls.enabled and not tls.key_path:
         return
-    path = _from_state(subject, subject.gateway.tls.key_path)
+    path = tls_files(tls, subject.state_dir).key
     mode = _mode(path)
     if mode is not None and mode & 0o077:
         text = f"other users may read the TLS key {path} (mode {mode:o}), and stand between the gateway and its clients"
@@ -91,22 +96,23 @@ def tls_key_private(subject: Subject) -> Iterator[Finding]:
 def certificate_valid(subject: Subject) -> Iterator[Finding]:
     """The certificate can be read and is good for two weeks more."""
     tls = subject.gateway.tls
-    if not tls.enabled or not tls.cert_path:
+    if not tls.enabled:
         return
-    from cryptography import x509
+    from mayros.net.x509 import about
 
-    path = _from_state(subject, tls.cert_path)
+    files = tls_files(tls, subject.state_dir)
+    path = files.certificate
     try:
-        with open(path, "rb") as file:
-            ends_ms = x509.load_pem_x509_certificate(file.read(1 << 20)).not_valid_after_utc.timestamp() * 1000
+        ends_ms = about(read_bounded(path, PEM_BYTES)).ends_ms
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is no certificate in PEM"
-        yield Finding("tls.certificate-unusable", "critical", f"gateway.tls.certPath: {path}: {why}", "mend gateway.tls.certPath")
+        text = unusable("gateway.tls.certPath", path, error, False)
+        yield Finding("tls.certificate-unusable", "critical", text, MAKE if files.made else "mend gateway.tls.certPath")
         return
     days = (ends_ms - subject.now_ms) / 86_400_000
     if days < 14:
         text = f"the certificate {path} {'has expired' if days < 0 else f'expires in {int(days)} days'}"
-        yield Finding("tls.certificate-expires", "critical" if days < 0 else "warn", text, "renew it; the gateway notices the new file")
+        how = f"{f'{MAKE} --force' if files.made else 'renew it'}; the gateway notices the new file"
+        yield Finding("tls.certificate-expires", "critical" if days < 0 else "warn", text, how)
 
 
 def configuration_elsewhere(subject: Subject) -> Iterator[Finding]:
@@ -134,17 +140,13 @@ def secret_files(subject: Subject) -> list[str]:
         if os.path.isdir(folder):
             found += [os.path.join(folder, one) for one in sorted(os.listdir(folder))]
     profiles = subject.loaded.config.auth.profiles.values() if subject.loaded is not None else ()
-    found += [_from_state(subject, profile.key_file) for profile in profiles if profile.key_file is not None]
+    found += [from_state(subject.state_dir, profile.key_file) for profile in profiles if profile.key_file is not None]
     return list(dict.fromkeys(path for path in found if os.path.isfile(path)))
 
 
 def store_files(subject: Subject) -> list[str]:
     """The store, where it is in a file, and its log."""
     return [] if subject.store is None else [path for path in (subject.store, subject.store + "-wal", subject.store + "-shm") if os.path.exists(path)]
-
-
-def _from_state(subject: Subject, path: str) -> str:
-    return os.path.join(subject.state_dir, os.path.expanduser(path))
 
 
 def _mode(path: str) -> int | None:

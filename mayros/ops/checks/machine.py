@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 
+from mayros.config.tls import own_trust
 from mayros.net.statedir import LOCK_FILE, StateDir
 from mayros.ops.subject import Finding, Subject
 
@@ -72,7 +73,7 @@ def port_answers(subject: Subject) -> Iterator[Finding]:
     assert host is not None
     if held:
         try:
-            code = subject.machine.get(host, subject.port, "/healthz")
+            code = subject.machine.get(host, subject.port, "/healthz", own_trust(subject.gateway.tls, subject.state_dir))
         except OSError as error:
             text = f"the gateway (process {holder}) does not answer on {host}, port {subject.port}: {error.strerror or error}"
             yield Finding("gateway.silent", "warn", text, "mayros gateway status; is another port given with --port or --listen?")

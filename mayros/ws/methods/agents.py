@@ -13,6 +13,7 @@ from twisted.logger import Logger
 
 from mayros.config.schema import AgentEntry
 from mayros.config.source import literal
+from mayros.core.audit import Act
 from mayros.core.config_ports import NotInFile
 from mayros.core.keys import AGENT_ID, check_text, normalise_agent_id
 from mayros.core.reach import default_agent, may_use
@@ -120,6 +121,7 @@ def agents_create(session: Session, request: Request) -> None:
     if len(directory.agents) >= MAX_AGENTS:
         raise InvalidRequest(f"there are {MAX_AGENTS} agents already")
     about = "".join(f"{title}: {text}\n" for title, text in (("Name", name), ("Emoji", identity["emoji"])) if text)
+    session.acting.tell(agent_id)
     session.spawn(request.id, _create(session, request.id, name, entry, params.workspace, f"# Identity\n\n{about}"))
 
 
@@ -195,10 +197,10 @@ def agents_delete(session: Session, request: Request) -> None:
     agent = known_agent(session.gateway.config.current, params.agent_id)
     if agent.id == RESERVED:
         raise InvalidRequest(f'"{RESERVED}" cannot be deleted')
-    session.spawn(request.id, _delete(session, request.id, agent, params.delete_files))
+    session.spawn(request.id, _delete(session, request.id, session.acting, agent, params.delete_files))
 
 
-async def _delete(session: Session, request_id: str, agent: Agent, files: bool) -> None:
+async def _delete(session: Session, request_id: str, act: Act, agent: Agent, files: bool) -> None:
     gateway = session.gateway
     removed = 0
 
@@ -222,8 +224,10 @@ async def _delete(session: Session, request_id: str, agent: Agent, files: bool) 
     if files:
         await _discard(gateway, agent)
     # An "always" that comes now would begin the next list.
-    for approval in [one for one in gateway.approvals.pending() if one.question.agent_id == agent.id]:
-        gateway.approvals.resolve(approval.id, "deny", None)
+    asked = [one.id for one in gateway.approvals.pending() if one.question.agent_id == agent.id]
+    for approval_id in asked:
+        gateway.approvals.resolve(approval_id, "deny", None)
+    act.tell(denied=asked or None)
     try:
         await gateway.exec_rules.forget(agent.id)
     except StorageUnavailable:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from mayros.core.approvals import DEFAULT_MS, LONGEST_MS, MAX_COMMAND, Approval, Question
+from mayros.core.approvals import DECISIONS, DEFAULT_MS, LONGEST_MS, MAX_COMMAND, Approval, Question, about
+from mayros.core.audit import Act
 from mayros.core.claims import shielded
 from mayros.core.exec_ports import AllowedExec, ExecAsk, ExecPolicy, ExecSecurity
 from mayros.core.exec_rules import ANY_AGENT, DEFAULTS, ExecRules
@@ -15,6 +16,7 @@ from mayros.core.keys import normalise_agent_id, valid_agent_id
 from mayros.core.reach import sees
 from mayros.errors import InvalidRequest
 from mayros.wire.frames import Request, Text, parse_params
+from mayros.ws.acts import actor_of
 from mayros.ws.approvals import asked
 from mayros.ws.methods.where import own_session
 
@@ -119,6 +121,7 @@ def approval_request(session: Session, request: Request) -> None:
         where,
     )
     approval = gateway.approvals.ask(question, params.timeout_ms or DEFAULT_MS, params.id)
+    gateway.audit.note(actor_of(session), "exec.approval.request", approval.id, **about(question))
     if params.two_phase:
         session.reply(request.id, {"status": "accepted", "id": approval.id, **_times(approval)})
     session.spawn(request.id, _decided(session, request.id, approval))
@@ -145,13 +148,25 @@ def _times(approval: Approval) -> Mapping[str, int]:
 def approval_resolve(session: Session, request: Request) -> None:
     """Decide. `added`: the programs that "allow-always" puts on the agent's list, where the gateway itself asked."""
     params = parse_params(ResolveParams, request.params, "exec.approval.resolve")
+    approval = next((one for one in session.gateway.approvals.pending() if one.id == params.id and _concerns(session, one)), None)
+    if approval is None:
+        raise InvalidRequest("unknown approval id")
+    if params.decision not in DECISIONS:
+        raise InvalidRequest("invalid decision")
+    session.acting.tell(**about(approval.question))
+    session.spawn(request.id, _resolve(session, request.id, session.acting, approval, params.decision))
+
+
+async def _resolve(session: Session, request_id: str, act: Act, approval: Approval, decision: str) -> None:
     client = session.admitted.client if session.admitted is not None else None
     by = None if client is None else client.display_name or client.id
-    if not any(one.id == params.id and _concerns(session, one) for one in session.gateway.approvals.pending()):
-        raise InvalidRequest("unknown approval id")
-    approval = session.gateway.approvals.resolve(params.id, params.decision, by)
-    added = approval.question.always if params.decision == "allow-always" else None
-    session.reply(request.id, {"ok": True} if added is None else {"ok": True, "added": added})
+    added = approval.question.always if decision == "allow-always" else None
+    if decision != "deny":
+        # Nothing runs by the word of somebody who cannot be found afterwards (decision 0016). A denial must not wait for the store.
+        act.tell(always=added or None)
+        await act.record()
+    session.gateway.approvals.resolve(approval.id, decision, by)
+    session.reply(request_id, {"ok": True} if added is None else {"ok": True, "added": added})
 
 
 def _concerns(session: Session, approval: Approval) -> bool:
@@ -181,7 +196,7 @@ def approvals_set(session: Session, request: Request) -> None:
     """Replace the rules that are kept, if they are still as the caller has read them."""
     params = parse_params(SetParams, request.params, "exec.approvals.set")
     entries, policies = _parsed(params.file)
-    rules = session.gateway.exec_rules
+    rules, act = session.gateway.exec_rules, session.acting
 
     async def change() -> None:
         await rules.ready()
@@ -190,13 +205,22 @@ def approvals_set(session: Session, request: Request) -> None:
                 raise InvalidRequest(f"exec approvals base hash required; {_RELOAD}")
             if params.base_hash != rules.hash:
                 raise InvalidRequest(f"exec approvals changed since last load; {_RELOAD}")
-        await rules.replace(entries, policies)
+        had, wanted = ([f"{one.agent_id}: {one.pattern}" for one in some] for some in (rules.entries, entries))
+        added, removed = ([one for one in some if one not in others] for some, others in ((wanted, set(had)), (had, set(wanted))))
+        before, names = rules.policies, dict.fromkeys((*rules.policies, *policies))
+        act.tell(added=added, removed=removed, policies=[_told(name, policies.get(name)) for name in names if before.get(name) != policies.get(name)])
+        await rules.replace(entries, policies, act)
 
     async def work() -> None:
         await shielded(change())
         session.reply(request.id, _snapshot(rules))
 
     session.spawn(request.id, work())
+
+
+def _told(name: str, policy: ExecPolicy | None) -> str:
+    """A policy in one line, for the audit trail."""
+    return f"{name}: {msgspec.json.encode(policy).decode() if policy is not None else 'none'}"
 
 
 def _parsed(file: RulesFile) -> tuple[list[AllowedExec], dict[str, ExecPolicy]]:

@@ -10,10 +10,12 @@ import msgspec
 
 from mayros.config.describe import json_schema
 from mayros.config.revise import assign, remove
+from mayros.core.audit import Act
 from mayros.core.config_ports import Applied, Change, InvalidConfig, Merge, Whole
 from mayros.core.limits import retry_after
 from mayros.errors import InvalidRequest
 from mayros.wire.frames import ErrorShape, Request, Text, parse_params
+from mayros.ws.acts import invalid
 from mayros.ws.config_writes import MOST, WINDOW_SECONDS
 from mayros.ws.credentials import Refused
 
@@ -87,14 +89,14 @@ def _schema() -> dict[str, Any]:
 def config_set(session: Session, request: Request) -> None:
     """Replace the file. Answers what is in force now and what waits, see `_answer`."""
     params = parse_params(ConfigSetParams, request.params, "config.set")
-    session.spawn(request.id, _write(session, request.id, Whole(params.raw), params.base_hash))
+    session.spawn(request.id, _write(session, request.id, session.acting, Whole(params.raw), params.base_hash))
 
 
 def config_patch(session: Session, request: Request) -> None:
     """Lay an object over the file."""
     _count(session, "config.patch")
     params = parse_params(ConfigPatchParams, request.params, "config.patch")
-    session.spawn(request.id, _write(session, request.id, Merge(params.raw), params.base_hash))
+    session.spawn(request.id, _write(session, request.id, session.acting, Merge(params.raw), params.base_hash))
 
 
 def config_apply(session: Session, request: Request) -> None:
@@ -102,7 +104,7 @@ def config_apply(session: Session, request: Request) -> None:
     _count(session, "config.apply")
     params = parse_params(ConfigPatchParams, request.params, "config.apply")
     delay_ms = RESTART_MS if params.restart_delay_ms is None else params.restart_delay_ms
-    session.spawn(request.id, _write(session, request.id, Whole(params.raw), params.base_hash, delay_ms))
+    session.spawn(request.id, _write(session, request.id, session.acting, Whole(params.raw), params.base_hash, delay_ms))
 
 
 def config_change(session: Session, request: Request) -> None:
@@ -110,6 +112,7 @@ def config_change(session: Session, request: Request) -> None:
     params = parse_params(ConfigChangeParams, request.params, "config.change")
     if not params.set and not params.unset:
         raise InvalidRequest("invalid config.change params: neither set nor unset names a path")
+    session.acting.tell(paths=[*params.set, *params.unset])
 
     def change(tree: dict[str, Any]) -> None:
         for path in params.unset:
@@ -118,7 +121,7 @@ def config_change(session: Session, request: Request) -> None:
         for path, value in params.set.items():
             assign(tree, path, value)
 
-    session.spawn(request.id, _write(session, request.id, change, params.base_hash, needs_hash=False))
+    session.spawn(request.id, _write(session, request.id, session.acting, change, params.base_hash, needs_hash=False))
 
 
 def _count(session: Session, method: str) -> None:
@@ -134,7 +137,7 @@ def _count(session: Session, method: str) -> None:
 
 
 async def _write(
-    session: Session, request_id: str, change: Change, base_hash: str | None, restart_ms: int | None = None, *, needs_hash: bool = True
+    session: Session, request_id: str, act: Act, change: Change, base_hash: str | None, restart_ms: int | None = None, *, needs_hash: bool = True
 ) -> None:
     config = session.gateway.config
     if base_hash is None and needs_hash and (await config.source()).text is not None:
@@ -142,8 +145,9 @@ async def _write(
     try:
         applied = await config.write(change, base_hash)
     except InvalidConfig as error:
-        session.refuse(request_id, ErrorShape("INVALID_REQUEST", error.message, {"issues": [msgspec.structs.asdict(error.issue)]}))
-        return
+        act.tell(error=invalid(error))
+        raise Refused(ErrorShape("INVALID_REQUEST", error.message, {"issues": [msgspec.structs.asdict(error.issue)]})) from None
+    act.tell(paths=applied.changed)
     session.reply(request_id, await _answer(session, applied, restart_ms, needs_hash))
 
 

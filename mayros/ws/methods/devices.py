@@ -16,7 +16,6 @@ from mayros.core.claims import shielded
 from mayros.core.device_ports import DeviceRecord, DeviceToken
 from mayros.core.devices import Devices
 from mayros.wire.frames import Request, Text, parse_params
-from mayros.ws.credentials import Refused
 from mayros.ws.pairing import pending
 
 if TYPE_CHECKING:
@@ -71,9 +70,11 @@ def pair_approve(session: Session, request: Request) -> None:
     """Pair a device that waits."""
     params = parse_params(RequestParams, request.params, "device.pair.approve")
 
+    act = session.acting
+
     async def work(devices: Devices) -> object:
         _hold(session, devices.request(params.request_id).scopes)
-        record = await devices.approve(params.request_id)
+        record = await devices.approve(params.request_id, act)
         return {"requestId": params.request_id, "device": _device(record, devices.tokens(record))}
 
     _answer(session, request, work)
@@ -83,8 +84,10 @@ def pair_reject(session: Session, request: Request) -> None:
     """Forget a request; the device may ask again."""
     params = parse_params(RequestParams, request.params, "device.pair.reject")
 
+    act = session.acting
+
     async def work(devices: Devices) -> object:
-        rejected = await devices.reject(params.request_id)
+        rejected = await devices.reject(params.request_id, act)
         return {"requestId": params.request_id, "deviceId": rejected.device_id}
 
     _answer(session, request, work)
@@ -94,8 +97,10 @@ def pair_remove(session: Session, request: Request) -> None:
     """Forget a device; its connections end."""
     params = parse_params(DeviceParams, request.params, "device.pair.remove")
 
+    act = session.acting
+
     async def work(devices: Devices) -> object:
-        await devices.remove(params.device_id)
+        await devices.remove(params.device_id, act)
         return {"deviceId": params.device_id}
 
     _answer(session, request, work)
@@ -105,10 +110,12 @@ def token_rotate(session: Session, request: Request) -> None:
     """A new token in the place of all of the role; connections of the device in that role end."""
     params = parse_params(RotateParams, request.params, "device.token.rotate")
 
+    act = session.acting
+
     async def work(devices: Devices) -> object:
         scopes = devices.rotation(params.device_id, params.role, params.scopes)
         _hold(session, scopes)
-        grant = await devices.rotate(params.device_id, params.role, scopes)
+        grant = await devices.rotate(params.device_id, params.role, scopes, act)
         return {
             "deviceId": params.device_id,
             "role": params.role,
@@ -124,8 +131,10 @@ def token_revoke(session: Session, request: Request) -> None:
     """No token of the role is good any more; connections of the device in that role end."""
     params = parse_params(TokenParams, request.params, "device.token.revoke")
 
+    act = session.acting
+
     async def work(devices: Devices) -> object:
-        revoked_ms = await devices.revoke(params.device_id, params.role)
+        revoked_ms = await devices.revoke(params.device_id, params.role, act)
         return {"deviceId": params.device_id, "role": params.role, "revokedAtMs": revoked_ms}
 
     _answer(session, request, work)
@@ -137,17 +146,10 @@ def _answer(session: Session, request: Request, work: Callable[[Devices], Work])
     async def run() -> object:
         devices = session.gateway.devices
         await devices.ready()
-        try:
-            return await work(devices)
-        except Refused as refused:
-            return refused
+        return await work(devices)
 
     async def answered() -> None:
-        result = await shielded(run())
-        if isinstance(result, Refused):
-            session.refuse(request.id, result.error)
-        else:
-            session.reply(request.id, result)
+        session.reply(request.id, await shielded(run()))
 
     session.spawn(request.id, answered())
 

@@ -16,15 +16,16 @@ Handler = Callable[["Session", Request], None]
 
 
 class Method:
-    """`scope` None: every client may call it. The handler is `module.function` of this package, loaded with the first call.
+    """`scope` None: every client may call it. The handler is `module.function` of this package, loaded with the first call. `audited`: ws/acts.py
+    says what the audit trail tells of a call.
 
     An idle gateway has no use for most of them, and together they are the largest part of the door.
     """
 
-    __slots__ = ("_found", "_where", "scope")
+    __slots__ = ("_found", "_where", "audited", "scope")
 
-    def __init__(self, scope: str | None, where: str) -> None:
-        self.scope, self._where = scope, where
+    def __init__(self, scope: str | None, where: str, audited: bool = False) -> None:
+        self.scope, self._where, self.audited = scope, where, audited
         self._found: Handler | None = None
 
     @property
@@ -58,9 +59,9 @@ METHODS: Mapping[str, Method] = {
     "sessions.list": Method("operator.read", "sessions.sessions_list"),
     "sessions.preview": Method("operator.read", "history.sessions_preview"),
     "sessions.resolve": Method("operator.read", "sessions.sessions_resolve"),
-    "sessions.patch": Method("operator.admin", "sessions.sessions_patch"),
-    "sessions.reset": Method("operator.admin", "sessions.sessions_reset"),
-    "sessions.delete": Method("operator.admin", "sessions.sessions_delete"),
+    "sessions.patch": Method("operator.admin", "sessions.sessions_patch", audited=True),
+    "sessions.reset": Method("operator.admin", "sessions.sessions_reset", audited=True),
+    "sessions.delete": Method("operator.admin", "sessions.sessions_delete", audited=True),
     "sessions.usage": Method("operator.read", "usage.sessions_usage"),
     "usage.status": Method("operator.read", "usage.usage_status"),
     "usage.cost": Method("operator.read", "usage.usage_cost"),
@@ -69,34 +70,35 @@ METHODS: Mapping[str, Method] = {
     "models.status": Method("operator.read", "models.models_status"),
     "tools.catalog": Method("operator.read", "tools.tools_catalog"),
     "agents.list": Method("operator.read", "agents.agents_list"),
-    "agents.create": Method("operator.admin", "agents.agents_create"),
-    "agents.update": Method("operator.admin", "agents.agents_update"),
-    "agents.delete": Method("operator.admin", "agents.agents_delete"),
+    "agents.create": Method("operator.admin", "agents.agents_create", audited=True),
+    "agents.update": Method("operator.admin", "agents.agents_update", audited=True),
+    "agents.delete": Method("operator.admin", "agents.agents_delete", audited=True),
     "agents.files.list": Method("operator.read", "files.agents_files_list"),
     "agents.files.get": Method("operator.read", "files.agents_files_get"),
-    "agents.files.set": Method("operator.admin", "files.agents_files_set"),
+    "agents.files.set": Method("operator.admin", "files.agents_files_set", audited=True),
     "config.get": Method("operator.read", "config.config_get"),
     "config.schema": Method("operator.admin", "config.config_schema"),
-    "config.set": Method("operator.admin", "config.config_set"),
-    "config.patch": Method("operator.admin", "config.config_patch"),
-    "config.apply": Method("operator.admin", "config.config_apply"),
-    "config.change": Method("operator.admin", "config.config_change"),
+    "config.set": Method("operator.admin", "config.config_set", audited=True),
+    "config.patch": Method("operator.admin", "config.config_patch", audited=True),
+    "config.apply": Method("operator.admin", "config.config_apply", audited=True),
+    "config.change": Method("operator.admin", "config.config_change", audited=True),
     "device.pair.list": Method("operator.pairing", "devices.pair_list"),
-    "device.pair.approve": Method("operator.pairing", "devices.pair_approve"),
-    "device.pair.reject": Method("operator.pairing", "devices.pair_reject"),
-    "device.pair.remove": Method("operator.pairing", "devices.pair_remove"),
-    "device.token.rotate": Method("operator.pairing", "devices.token_rotate"),
-    "device.token.revoke": Method("operator.pairing", "devices.token_revoke"),
+    "device.pair.approve": Method("operator.pairing", "devices.pair_approve", audited=True),
+    "device.pair.reject": Method("operator.pairing", "devices.pair_reject", audited=True),
+    "device.pair.remove": Method("operator.pairing", "devices.pair_remove", audited=True),
+    "device.token.rotate": Method("operator.pairing", "devices.token_rotate", audited=True),
+    "device.token.revoke": Method("operator.pairing", "devices.token_revoke", audited=True),
     "exec.approval.request": Method("operator.approvals", "approvals.approval_request"),
     "exec.approval.waitDecision": Method("operator.approvals", "approvals.approval_wait"),
-    "exec.approval.resolve": Method("operator.approvals", "approvals.approval_resolve"),
+    "exec.approval.resolve": Method("operator.approvals", "approvals.approval_resolve", audited=True),
     "exec.approval.list": Method("operator.approvals", "approvals.approval_list"),
     "exec.approvals.get": Method("operator.admin", "approvals.approvals_get"),
-    "exec.approvals.set": Method("operator.admin", "approvals.approvals_set"),
-    "tokens.create": Method("operator.admin", "tokens.tokens_create"),
+    "exec.approvals.set": Method("operator.admin", "approvals.approvals_set", audited=True),
+    "tokens.create": Method("operator.admin", "tokens.tokens_create", audited=True),
     "tokens.list": Method("operator.admin", "tokens.tokens_list"),
-    "tokens.revoke": Method("operator.admin", "tokens.tokens_revoke"),
-    "tokens.rotate": Method("operator.admin", "tokens.tokens_rotate"),
+    "tokens.revoke": Method("operator.admin", "tokens.tokens_revoke", audited=True),
+    "tokens.rotate": Method("operator.admin", "tokens.tokens_rotate", audited=True),
+    "audit.list": Method("operator.admin", "audit.audit_list"),
     "system-presence": Method("operator.read", "presence.system_presence"),
     "last-heartbeat": Method("operator.read", "presence.last_heartbeat"),
 }

@@ -62,10 +62,10 @@ def tokens_create(session: Session, request: Request) -> None:
     wanted = Wanted(
         params.name, params.scopes, params.agents, params.endpoints, params.rpm, params.tokens_per_day, params.expires_at_ms
     )  # fmt: skip
-    gateway = session.gateway
+    gateway, act = session.gateway, session.acting
 
     async def work() -> Mapping[str, object]:
-        secret, token = await gateway.api_tokens.create(wanted, gateway.config.current.directory.agents)
+        secret, token = await gateway.api_tokens.create(wanted, gateway.config.current.directory.agents, act)
         return {"token": secret, "entry": shown(token, gateway.now_ms())}
 
     _answer(session, request, work())
@@ -82,10 +82,10 @@ def tokens_list(session: Session, request: Request) -> None:
 def tokens_revoke(session: Session, request: Request) -> None:
     """`{entry}`. Its sockets are closed and its runs end."""
     params = parse_params(RevokeParams, request.params, "tokens.revoke")
-    gateway = session.gateway
+    gateway, act = session.gateway, session.acting
 
     async def work() -> Mapping[str, object]:
-        return {"entry": shown(await gateway.api_tokens.revoke(params.name), gateway.now_ms())}
+        return {"entry": shown(await gateway.api_tokens.revoke(params.name, act), gateway.now_ms())}
 
     _answer(session, request, work())
 
@@ -93,10 +93,10 @@ def tokens_revoke(session: Session, request: Request) -> None:
 def tokens_rotate(session: Session, request: Request) -> None:
     """`{token, entry}`. Sockets of the old secret are closed when it ends."""
     params = parse_params(RotateParams, request.params, "tokens.rotate")
-    gateway = session.gateway
+    gateway, act = session.gateway, session.acting
 
     async def work() -> Mapping[str, object]:
-        secret, token = await gateway.api_tokens.rotate(params.name, params.grace_ms, params.expires_at_ms)
+        secret, token = await gateway.api_tokens.rotate(params.name, params.grace_ms, params.expires_at_ms, act)
         return {"token": secret, "entry": shown(token, gateway.now_ms())}
 
     _answer(session, request, work())
