@@ -11,8 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.forking import Forked
 
 TOKEN = "process-token-0123456789"
 ROOT = Path(__file__).parent.parent
@@ -126,7 +130,7 @@ class Daemon:
             "agents": {"defaults": {"model": "mock/m"}},
             "models": {"providers": {"mock": {"baseUrl": f"http://127.0.0.1:{upstream.port if upstream else 1}/v1", "apiKey": "k"}}},
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
 
     @property
     def environ(self) -> dict[str, str]:
@@ -139,12 +143,18 @@ class Daemon:
             return [sys.executable, "-c", "from mayros.cli.main import main; main()", "gateway", "run", *options]
         return [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=", "mayros", *options]
 
-    def spawn(self, *options: str, cli: bool = False) -> subprocess.Popen[bytes]:
+    def spawn(self, *options: str, cli: bool = False) -> subprocess.Popen[bytes] | Forked:
         (self.folder / "mayros.json").write_text(json.dumps(self.config))
-        log = self.log.open("ab")
-        self.process = subprocess.Popen(self.command(*options, cli=cli), cwd=self.folder, env=self.environ | python_path(), stdout=log, stderr=log)
-        log.close()
+        with self.log.open("ab") as log:
+            self.process = self._begin(self.command(*options, cli=cli), log)
         return self.process
+
+    def _begin(self, argv: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes] | Forked:
+        return subprocess.Popen(argv, cwd=self.folder, env=self.environ | python_path(), stdout=log, stderr=log)
+
+    def _run(self, argv: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        environ = self.environ | python_path()
+        return subprocess.run(argv, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=seconds, check=False)
 
     def start(self, *options: str, cli: bool = False) -> None:
         process = self.spawn(*options, cli=cli)
@@ -161,22 +171,12 @@ class Daemon:
     def refused(self, *options: str, cli: bool = False) -> tuple[int, str]:
         """Start it where it must not start: exit status and what it printed."""
         (self.folder / "mayros.json").write_text(json.dumps(self.config))
-        done = subprocess.run(
-            self.command(*options, cli=cli),
-            cwd=self.folder,
-            env=self.environ | python_path(),
-            capture_output=True,
-            timeout=20,
-            text=True,
-            check=False,
-        )
+        done = self._run(self.command(*options, cli=cli), 20)
         return done.returncode, done.stderr
 
     def mayros(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """A command, beside the gateway."""
-        command = [sys.executable, "-c", "from mayros.cli.main import main; main()", *arguments]
-        environ = self.environ | python_path()
-        return subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=seconds, check=False)
+        return self._run([sys.executable, "-c", "from mayros.cli.main import main; main()", *arguments], seconds)
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
@@ -210,6 +210,20 @@ class Daemon:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait(10)
+
+
+class Quick(Daemon):
+    """The same, and its commands, by a fork of a process that has loaded the program; see forking.py."""
+
+    def _begin(self, argv: Sequence[str], log: IO[bytes]) -> Forked:
+        from tests.forking import loader
+
+        return loader().start(argv, self.environ | python_path(), self.folder, log, log)
+
+    def _run(self, argv: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        from tests.forking import loader
+
+        return loader().run(argv, self.environ | python_path(), self.folder, seconds)
 
 
 def free_port() -> int:

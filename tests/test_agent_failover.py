@@ -276,7 +276,7 @@ async def _close(events: Any) -> None:
 class NeverTwice(RunCase):
     """A property over all rows of failures."""
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(
         st.lists(
             st.tuples(

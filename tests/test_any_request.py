@@ -90,19 +90,19 @@ class AnyRequestTests(HarnessCase):
             self.assertIsInstance(answer.error["message"], str)
             self.assertLess(len(answer.body), 2_000)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(BODIES)
     def test_any_body(self, body: Any) -> None:
         """Any JSON, most of it nearly a request."""
         self.ask(self.one, body, {})
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(BODIES.filter(lambda body: isinstance(body, dict)) | st.just(chat()), HEADERS)
     def test_any_headers(self, body: Any, headers: dict[str, str]) -> None:
         """With any values of the headers that choose."""
         self.ask(self.one, body, headers)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(
         st.binary(max_size=40) | BODIES.map(lambda body: json.dumps(body).encode()[:-1]) | BODIES.map(lambda body: json.dumps(body).encode() + b"x")
     )

@@ -532,7 +532,7 @@ class Pure(HarnessCase):
         for history in ((), (user(), says("Hi.")), (user(), says(None, "a"), result("a")), (user(), says(None, "a"), result("a"), says("So."))):
             self.assertIs(settled(turn, History("s", None, history)), turn)
 
-    @settings(deadline=None, max_examples=200)
+    @settings(deadline=None, max_examples=80)
     @given(st.lists(st.sampled_from(["own", "theirs"]), min_size=1, max_size=6), st.randoms(use_true_random=False), st.booleans(), st.booleans())
     def test_any_order_of_results_gives_a_valid_prompt(self, kinds: list[str], random: Any, answer: bool, follow: bool) -> None:
         """However calls of the gateway's and of the caller's are mixed, and however the caller answers."""

@@ -388,7 +388,7 @@ class Thinking(SynchronousTestCase):
             self.assertEqual([TextDelta(text)], decode(chunk(content=text), DONE, think_tags=False))
 
     @given(st.text(alphabet="<>/think a\n", max_size=30), st.lists(st.integers(0, 30), max_size=5))
-    @settings(deadline=None, database=None, max_examples=200)
+    @settings(deadline=None, database=None, max_examples=100)
     def test_the_borders_make_no_difference(self, text: str, cuts: list[int]) -> None:
         """However the text is cut; without tags nothing is lost."""
         borders = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})

@@ -17,7 +17,7 @@ from mayros.wire.chat_answers import DONE, PING, Stream, completion
 from mayros.wire.chat_tools import MAX_DEPTH, AskedFormat
 from mayros.wire.errors import error_body
 
-FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=80)
+FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=50)
 OBJECT = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
 USER = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": '{"zone":"UTC"}'}}

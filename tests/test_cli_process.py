@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from tests.daemon import TOKEN, python_path
+from tests.forking import loader
 from tests.test_process import ProcessCase, wait_for
 
 MAYROS = [sys.executable, "-c", "from mayros.cli.main import main; main()"]
@@ -25,15 +26,7 @@ class CommandTests(ProcessCase):
 
     def mayros(self, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        return subprocess.run(
-            [*MAYROS, *args],
-            env=self.gateway.environ | python_path() | environ,
-            cwd=self.gateway.folder,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        return loader().run([*MAYROS, *args], self.gateway.environ | python_path() | environ, self.gateway.folder, 30)
 
     def good(self, *args: str, **environ: str) -> str:
         """What a command that succeeds prints."""

@@ -196,7 +196,7 @@ def manners(draw: st.DrawFn, tree: Any) -> str:
 class PropertyTests(SynchronousTestCase):
     """Whatever the manner of the text and whatever the change."""
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(st.data(), ROOTS, ROOTS)
     def test_any_change(self, data: st.DataObject, before: Any, after: Any) -> None:
         """The text says afterwards what it shall say, and a text that says it already stays as it is."""
@@ -204,7 +204,7 @@ class PropertyTests(SynchronousTestCase):
         self.assertTrue(same(after, parse(new.encode(), "f")))
         self.assertEqual(new, rewrite(new, after, "f"))
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(st.data(), ROOTS, TREES)
     def test_an_addition_keeps_everything(self, data: st.DataObject, tree: Any, value: Any) -> None:
         """A key more at the top: every character that was there is there, in its order, but for blanks in an empty file."""
@@ -214,7 +214,7 @@ class PropertyTests(SynchronousTestCase):
         kept = text if tree else "".join(text.split())
         self.assertTrue(all(character in rest for character in kept), f"{text!r} is not in {new!r}")
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(st.data(), ROOTS)
     def test_a_removal_keeps_the_comments_outside(self, data: st.DataObject, tree: Any) -> None:
         """Values and commas go; remarks outside of the removed members stay."""

@@ -297,7 +297,7 @@ class Pieces(vendor_cases.SynchronousTestCase):
             self.assertEqual(expected, decode(*(bytes([byte]) for byte in stream)))
 
     @given(st.lists(st.binary(max_size=60), max_size=8), st.lists(st.integers(0, len(EVERYTHING)), max_size=8))
-    @settings(settings.get_profile("google"), max_examples=150)
+    @settings(settings.get_profile("google"), max_examples=60)
     def test_noise(self, noise: list[bytes], places: list[int]) -> None:
         """Bytes put in anywhere: events, or an error of ours."""
         stream = EVERYTHING
@@ -338,7 +338,7 @@ class Pieces(vendor_cases.SynchronousTestCase):
         ),
         st.lists(st.sampled_from(["text", "thought", "thoughtSignature", "functionCall"]), max_size=3),
     )
-    @settings(settings.get_profile("google"), max_examples=300)
+    @settings(settings.get_profile("google"), max_examples=100)
     def test_any_json(self, value: object, names: list[str]) -> None:
         """Chunks of any shape, and known fields with values of any shape."""
         parts = [{name: value} for name in names]

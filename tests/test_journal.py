@@ -46,7 +46,7 @@ class Reading(SynchronousTestCase):
         self.assertEqual((journal.holds(4), journal.read(4, 1)), (False, None))
 
     @given(BATCHES, st.integers(1, 40), st.integers(1, 8), st.integers(1, 30))
-    @settings(SETTINGS, max_examples=200)
+    @settings(SETTINGS, max_examples=80)
     def test_what_is_kept_is_the_newest(self, batches: list[list[bytes]], each: int, events: int, limit: int) -> None:
         """Whatever comes: within the bounds, nothing but the oldest events is missing, and from any event that is kept all can be read."""
         journals = Journals(total=10_000, each=each, events=events)

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mayros.core.keys import MAX_KEY_BYTES, RESERVED, SessionKey, check_text, new_id, normalise_agent_id, valid_agent_id
 from mayros.errors import InvalidRequest
 
-FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=200)
+FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=100)
 HEADER = "x-mayros-session-key"
 
 

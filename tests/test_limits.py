@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mayros.core.limits import Budget, ConnectionCounter, FailureLimiter, retry_after
 from mayros.errors import ConfigError
 
-FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=150)
+FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=60)
 
 
 class FailureLimiterTests(SynchronousTestCase):

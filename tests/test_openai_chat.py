@@ -277,7 +277,7 @@ class Decoding(SynchronousTestCase):
             self.assertRaises(UpstreamError, ChatDecoder("acme", "m1", Redactor([])).whole, body)
 
     @given(st.lists(st.text(max_size=5), max_size=6), st.lists(st.integers(0, 400), max_size=6), st.booleans())
-    @settings(settings.get_profile("chat"), max_examples=100)
+    @settings(settings.get_profile("chat"), max_examples=60)
     def test_any_text_in_any_pieces(self, texts: list[str], cuts: list[int], ascii_only: bool) -> None:
         """The text that comes out is the text that went in, however it was written and cut."""
         texts = [word.encode("utf-8", "replace").decode() for word in texts]

@@ -19,6 +19,7 @@ from mayros.web.openapi import CHAT_REQUEST, COMMON_HEADERS, FIELDS, REQUEST_HEA
 from mayros.web.shapes import SHAPES
 from mayros.wire import chat as wire
 from tests.helpers import Answer, HarnessCase, chat, head, post
+from tests.sources import tree
 
 FILE = Path(__file__).parent.parent / "docs" / "openapi.json"
 
@@ -87,7 +88,7 @@ class DocumentTests(SynchronousTestCase):
     def test_it_costs_nothing_until_it_is_asked_for(self) -> None:
         """No module imports it, or its types, when the daemon starts."""
         for path in Path(mayros.__file__).parent.rglob("*.py"):
-            for node in ast.parse(path.read_text()).body:
+            for node in tree(path).body:
                 if isinstance(node, ast.ImportFrom) and node.module in ("mayros.web.openapi", "mayros.web.shapes"):
                     self.assertEqual(path.name, "openapi.py")
 

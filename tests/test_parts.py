@@ -543,7 +543,7 @@ PARTS = st.fixed_dictionaries(
 class AnyPartsTests(SynchronousTestCase):
     """Whatever is sent."""
 
-    @hypothesis_settings(max_examples=300, deadline=None)
+    @hypothesis_settings(max_examples=120, deadline=None)
     @given(st.lists(PARTS, max_size=4), st.booleans())
     def test_canonical_or_refused(self, parts: list[Any], urls: bool) -> None:
         """Any parts make canonical messages, or an error of the caller's that is one sentence with its field."""

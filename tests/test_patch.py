@@ -11,7 +11,7 @@ from mayros.errors import ToolFailed
 from mayros.tools.edits import decode, encode, replace_once
 from mayros.tools.patch import MAX_FILES, MAX_HUNKS, MAX_PATCH, Change, Hunk, apply, parse
 
-FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=150)
+FIXED = settings(derandomize=bool(os.environ.get("CI")), database=None, deadline=None, max_examples=60)
 LINE = st.text(st.sampled_from("ab \t'\u2019-\u2013\u00a0\u00e9+@*"), max_size=6)
 TEXT = st.lists(LINE, max_size=8).map(lambda lines: "".join(line + "\n" for line in lines))
 

@@ -160,7 +160,7 @@ MODEL = "openai/gpt-5"
 class PropertyTests(SynchronousTestCase):
     """What holds for every configuration."""
 
-    @effort(max_examples=150, deadline=None)
+    @effort(max_examples=60, deadline=None)
     @given(PLACE, PLACE)
     def test_deny_always_wins(self, tools: dict[str, Any], own: dict[str, Any]) -> None:
         """A tool that any layer in force denies is never to be had."""
@@ -172,7 +172,7 @@ class PropertyTests(SynchronousTestCase):
         for pattern in denied:
             self.assertFalse({name for name in found if matches(name, pattern)}, (pattern, found))
 
-    @effort(max_examples=150, deadline=None)
+    @effort(max_examples=60, deadline=None)
     @given(PLACE, PLACE)
     def test_layers_only_narrow(self, tools: dict[str, Any], own: dict[str, Any]) -> None:
         """A tool that may be had passes each layer by itself; dropping the last layers never takes one away."""
@@ -186,7 +186,7 @@ class PropertyTests(SynchronousTestCase):
         self.assertEqual(found, passing)
         self.assertLessEqual(allowed(tools, own, MODEL, "subagent"), found)
 
-    @effort(max_examples=100, deadline=None)
+    @effort(max_examples=40, deadline=None)
     @given(PLACE, PLACE, NAME)
     def test_one_more_deny_never_adds(self, tools: dict[str, Any], own: dict[str, Any], name: str) -> None:
         """In either place."""
@@ -194,7 +194,7 @@ class PropertyTests(SynchronousTestCase):
         self.assertLessEqual(allowed({**tools, "deny": [*tools["deny"], name]}, own, MODEL), found)
         self.assertLessEqual(allowed(tools, {**own, "deny": [*own["deny"], name]}, MODEL), found)
 
-    @effort(max_examples=100, deadline=None)
+    @effort(max_examples=40, deadline=None)
     @given(PLACE, PLACE)
     def test_every_tool_has_a_rule(self, tools: dict[str, Any], own: dict[str, Any]) -> None:
         """That a person can find in the configuration, and the verdict is a value that can be told."""

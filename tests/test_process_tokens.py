@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import openai
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.daemon import python_path
-from tests.test_cli_process import MAYROS
 from tests.test_process import ProcessCase
 
 
@@ -25,8 +22,7 @@ class TokenTests(ProcessCase):
 
     def mayros(self, *args: str) -> str:
         """What a command that succeeds prints."""
-        environ = self.gateway.environ | python_path()
-        done = subprocess.run([*MAYROS, *args], env=environ, cwd=self.gateway.folder, capture_output=True, text=True, timeout=30, check=False)
+        done = self.gateway.mayros(*args, seconds=30)
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout.strip()
 

@@ -100,7 +100,7 @@ class RepairTests(SynchronousTestCase):
         self.assertEqual((unpack(repaired[2]).content, left_open(repaired)), (LOST, ("c",)))
         self.assertEqual(faults(closed(repaired)), [])
 
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=80)
     @given(st.lists(ANY, max_size=12))
     def test_any_damage_gives_a_valid_history(self, damaged: list[msgspec.Raw]) -> None:
         """Whatever is stored, the session goes on; and what is repaired is whole."""
@@ -108,7 +108,7 @@ class RepairTests(SynchronousTestCase):
         self.assertEqual(faults(closed(repaired)), [])
         self.assertEqual(list(map(bytes, repair(repaired))), list(map(bytes, repaired)))
 
-    @settings(deadline=None, max_examples=100)
+    @settings(deadline=None, max_examples=60)
     @given(st.data())
     def test_any_loss_keeps_what_is_left(self, data: st.DataObject) -> None:
         """Messages lost, doubled or in another order: every text of a person is still there."""

@@ -291,7 +291,7 @@ class Schemas(SynchronousTestCase):
             wide = {"anyOf": [wide, wide, {"allOf": [wide, wide]}]}
         self.fits(wide, "x")
 
-    @settings(deadline=None, max_examples=200)
+    @settings(deadline=None, max_examples=80)
     @given(
         st.recursive(
             st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3), lambda inner: _schemas(inner) | st.lists(inner, max_size=3)

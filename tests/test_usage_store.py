@@ -228,7 +228,7 @@ class SumsTests(SynchronousTestCase):
         self.addCleanup(self.engine.dispose)
         self.upsert = Statements(self.engine.dialect).upsert_usage
 
-    @hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
     @given(st.lists(_runs, max_size=12), st.data())
     def test_sums_are_those_of_the_runs(self, runs: list[Any], data: st.DataObject) -> None:
         """However the runs fall into batches, each sum of the table is the sum over the runs."""
