@@ -24,6 +24,7 @@ from bench import measure as http
 from bench import metrics_measure as metrics
 from bench import reload_measure as reloads
 from bench import resume_measure as resume
+from bench import start_measure as starts
 from bench import token_measure as tokens
 from bench import tool_measure as tools
 from bench import vendor_measure as vendors
@@ -37,6 +38,7 @@ QUICK = Effort(rounds=2, seconds=1.0, starts=1, bursts=1, pass_requests=1_000, s
 MEASURES = {
     **tools.MEASURES,
     **http.MEASURES,
+    **starts.MEASURES,
     **ws.MEASURES,
     **failover.MEASURES,
     **vendors.MEASURES,
