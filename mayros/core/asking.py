@@ -17,11 +17,15 @@ from mayros.core.models import Model
 from mayros.core.pending import joined
 from mayros.core.ports import History, ModelRequest, ToolSpec, Turn
 from mayros.core.prompt import Prompter, window
+from mayros.core.remembered import Remembered
 from mayros.core.reply import Reply
 from mayros.core.sampling import sampling
 from mayros.core.tool_ports import Tool, Toolbox
 from mayros.core.workspace_ports import Skill, Skills, WorkspaceFile
 from mayros.errors import ContextLengthExceeded, GatewayError, InvalidRequest
+
+#: Of tools that are offered, what a model is told: the same object for the same mapping, so that it need not be written anew.
+_specs: Remembered[Mapping[str, Tool], Sequence[ToolSpec]] = Remembered(lambda offered: tuple([tool.spec for tool in offered.values()]))
 
 
 class Host(Protocol):
@@ -88,7 +92,7 @@ class Asking:
         prompt = fitted(system, readable, window(turn.agent, model))
         if prompt is None:
             return Unfit(too_long(model, turn.stateless), False)
-        specs: Sequence[ToolSpec] = [tool.spec for tool in offered.values()] if offered else ()
+        specs = _specs(offered) if offered else ()
         asks = sampling(turn, self._history, model)
         if asks.logprobs and len(self.messages) > self._given:  # of an answer after tools the caller would not know which text they are for
             asks = replace(asks, logprobs=None, top_logprobs=None)

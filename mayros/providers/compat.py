@@ -1,7 +1,7 @@
 """What a server of chat completions can take, and how it wants it: guessed from its address, or said by `compat` of a model's entry. Pure.
 
 Of a server that is not known the least is assumed: no `store`, no role `developer`, `max_tokens`. What it refuses after all, the adapter drops.
-Imports core.models.
+Imports core.models and core.remembered.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mayros.core.models import Model
+from mayros.core.remembered import Remembered
 
 #: OpenAI's models that know `max_completion_tokens` only.
 _NEW_LIMIT_NAME = re.compile(r"(?:openai/)?(?:o\d|gpt-[5-9]|gpt-\d\d)")
@@ -100,8 +101,7 @@ def cache_key(name: str) -> str:
     return name if len(name) <= _LONGEST_KEY else hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def compat_of(model: Model) -> Compat:
-    """What holds for a model. A key with a value that makes no sense counts as not there."""
+def _compat_of(model: Model) -> Compat:
     known = guessed(model.provider.base_url)
     said: dict[str, Any] = {
         field.name: value
@@ -116,3 +116,7 @@ def compat_of(model: Model) -> Compat:
     if not model.reasoning and known.requires_reasoning_content_on_assistant_messages:
         said["requires_reasoning_content_on_assistant_messages"] = False
     return msgspec.structs.replace(known, **said) if said else known
+
+
+#: What holds for a model. A key with a value that makes no sense counts as not there.
+compat_of = Remembered(_compat_of)

@@ -1,4 +1,4 @@
-"""The tools of a request as they are written: runs of one agent have the same ones, and they are most of what is sent. Pure; imports core.ports.
+"""The tools of a request as they are written: runs of one agent have the same ones, and they are most of what is sent. Pure; imports core.
 
 Those of a caller are his request's own and are not remembered; they come after the agent's.
 """
@@ -6,13 +6,12 @@ Those of a caller are his request's own and are not remembered; they come after 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import is_
 
 import msgspec
 
 from mayros.core.ports import CallerTool, ToolSpec
+from mayros.core.remembered import Remembered
 
-_MOST = 32
 _encode = msgspec.json.Encoder().encode
 
 
@@ -21,17 +20,11 @@ class WrittenTools:
 
     def __init__(self, form: Callable[[ToolSpec], object]) -> None:
         self._form = form
-        self._kept: dict[tuple[str, ...], tuple[Sequence[ToolSpec], bytes]] = {}
+        self._written = Remembered(self._write, 32)
 
     def __call__(self, tools: Sequence[ToolSpec]) -> bytes:
         """The JSON array."""
-        if tools and type(tools[-1]) is CallerTool:
-            return _encode([self._form(spec) for spec in tools])
-        names = tuple([spec.name for spec in tools])
-        specs, written = self._kept.get(names, ((), b""))
-        if not specs or not all(map(is_, specs, tools)):
-            written = _encode([self._form(spec) for spec in tools])
-            if len(self._kept) >= _MOST:
-                self._kept.clear()
-            self._kept[names] = (tools, written)
-        return written
+        return self._write(tools) if type(tools[-1]) is CallerTool else self._written(tools)
+
+    def _write(self, tools: Sequence[ToolSpec]) -> bytes:
+        return _encode([self._form(spec) for spec in tools])

@@ -8,7 +8,6 @@ is changed (sessions.py), so that what was read before a change is never extende
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
@@ -19,7 +18,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
 from mayros.core.images import described, remembered
-from mayros.core.keys import SessionKey
+from mayros.core.keys import SessionKey, new_id
 from mayros.core.pending import joined
 from mayros.core.ports import Claim, History, Lease, RunResult, Turn
 from mayros.core.repair import repair
@@ -110,7 +109,7 @@ class SqlTurnStore:
 
         The id begins with the time, so that sessions made together lie together in the index.
         """
-        return History(f"{self._now_ms() & 0xFFFFFFFFFFFF:012x}{os.urandom(6).hex()}", None, ())
+        return History(f"{self._now_ms() & 0xFFFFFFFFFFFF:012x}{new_id()[:12]}", None, ())
 
     async def history(self, session: SessionKey) -> History:
         """What the session holds, from memory or else read in a thread. Raises StorageUnavailable."""
