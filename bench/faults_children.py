@@ -29,8 +29,6 @@ local.START_SECONDS = 6.0
 local.runtime_installed = lambda: True
 local.LocalModel.__init__.__kwdefaults__["runtime"] = local.runtime_installed
 """
-
-
 #: What is said of each end of the model's process.
 _ENDED = "it may be started again in"
 
@@ -178,8 +176,8 @@ def _processes() -> Iterator[tuple[int, int]]:
                 yield int(entry), int(parent)
 
 
-#: Chains of processes, each of which starts the next one after some milliseconds and ends, half of them in sessions of their own; and daemons. No more
-#: than that: this machine is not to run out of process numbers.
+#: Chains of processes, each of which starts the next one after some milliseconds and ends, half of them in sessions of their own; and daemons. No
+#: more than that: this machine is not to run out of process numbers.
 _BOMB = """
 import os, sys, time
 chains, daemons, end = int(sys.argv[1]), int(sys.argv[2]), time.monotonic() + float(sys.argv[3])

@@ -158,7 +158,7 @@ class ServeTests(ProcessCase):
 
     def test_files_are_private(self) -> None:
         """The state directory has mode 700, what is in it 600; a made token is not in the log, its place is."""
-        daemon = self.daemon(kind=Daemon, auth={})
+        daemon = self.daemon(auth={})
         daemon.start()
         for path in daemon.state.rglob("*"):
             mode = stat.S_IMODE(path.stat().st_mode)
@@ -236,7 +236,7 @@ class RefusalTests(ProcessCase):
 
     def test_unknown_option(self) -> None:
         """A usage error, not a traceback."""
-        code, said = self.daemon(kind=Daemon).refused("--nonsense")
+        code, said = self.daemon().refused("--nonsense")
         self.assertNotEqual(code, 0)
         self.assertNotIn("Traceback", said)
 

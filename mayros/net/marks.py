@@ -235,7 +235,8 @@ def _send(pid: str, found: _Found, number: int) -> bool:
 def _kill_groups(missed: dict[int, _Wanted]) -> None:
     """End the groups of processes that were gone before they could be killed: each may have started a next one, which no look would catch either.
 
-    Commands lead groups of their own, and so do daemons. Where anybody else is seen in a group it is let be, as is the gateway's own.
+    Commands lead groups of their own, and so do daemons. Where anybody else is seen in a group it is let be, as is the gateway's own. The number of a
+    group that is empty by now is nobody else's so soon: the system gives out all others before.
     """
     groups = missed.keys() - {0, os.getpgrp()}
     for pid in _numbers():
