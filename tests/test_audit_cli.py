@@ -217,6 +217,14 @@ class NoteTests(AuditCase):
         self.assertEqual([entry.action for entry in self.rows()], ["restore"])
         self.assertEqual(self.newest()[2]["storeOnly"], True)
 
+    def test_a_certificate(self) -> None:
+        """Who made the one that clients are to trust."""
+        self.store()
+        self.good("gateway", "cert")
+        action, target, details = self.newest()
+        self.assertEqual((action, target), ("gateway.cert", str(self.state / "tls" / "cert.pem")))
+        self.assertEqual(len(details["fingerprint"].replace(":", "")), 64)
+
     def test_no_store(self) -> None:
         """There is none yet: the command does its work, makes none, and says nothing."""
         result = self.good("config", "set", "logging.level", "debug")

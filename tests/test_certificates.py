@@ -83,6 +83,7 @@ class FingerprintTests(SynchronousTestCase):
         """OpenSSL's list becomes words; what is no failure of TLS is none."""
         self.assertEqual("TLS: certificate verify failed", tls_problem(Exception([("SSL routines", "", "certificate verify failed")])))
         self.assertEqual("TLS: the certificate is for another host", tls_problem(Exception([object()])))
+        self.assertEqual("TLS: the handshake failed", tls_problem(Exception([])))
         for error in (None, Exception(), ConnectionResetError(104, "reset"), Exception("text")):
             self.assertIsNone(tls_problem(error))
 
@@ -298,6 +299,18 @@ class CertificatesTests(SynchronousTestCase):
         certificates.reload()
         self.assertIn("No such file", certificates.current.problem or "")
         aside.rename(self.pair.key)
+        certificates.look()
+        certificates.look()
+        self.assertIsNone(certificates.current.problem)
+
+    def test_mended_in_place(self) -> None:
+        """What an error told to do is noticed too, although the content and its time are the same: chmod."""
+        certificates = self.start()
+        self.pair.key.chmod(0o644)
+        certificates.look()
+        certificates.look()
+        self.assertIn("chmod 600", certificates.current.problem or "")
+        self.pair.key.chmod(0o600)
         certificates.look()
         certificates.look()
         self.assertIsNone(certificates.current.problem)

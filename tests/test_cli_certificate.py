@@ -58,6 +58,10 @@ class CertTests(CommandLine):
         self.assertIn("mayros config set gateway.tls.enabled true", said)
         self.assertNotIn("certPath", said)
         self.assertEqual(0, self.mayros("setup").exit_code)  # it is still a state directory of ours
+        # The name of a machine may lead to an address that a gateway on loopback does not listen on.
+        self.assertIn("https://localhost:18789/healthz", self.good("--force"))
+        self.write({"gateway": {"mode": "local", "bind": "lan"}})
+        self.assertIn(f"https://{about(certificate.read_bytes()).names[0]}:18789/healthz", self.good("--show"))
 
     def test_never_over_another(self) -> None:
         """Not without --force, also where there is but half of one; with it the modes are the right ones again."""
@@ -73,6 +77,19 @@ class CertTests(CommandLine):
         (folder / "cert.pem").unlink()
         self.assertRefused(self.mayros("gateway", "cert"), 1, "key.pem exists: --force")
         self.assertEqual(["key.pem"], os.listdir(folder))
+
+    def test_links(self) -> None:
+        """What a link leads to (certbot's files, anybody's) is not written over, nor a key put there."""
+        made = pair(self.home / "elsewhere")
+        folder = self.state / "tls"
+        folder.mkdir(parents=True)
+        (folder / "cert.pem").symlink_to(made.certificate)
+        (folder / "key.pem").symlink_to(self.home / "dangling")
+        before = made.certificate.read_bytes()
+        for force in ((), ("--force",)):
+            self.assertRefused(self.mayros("gateway", "cert", *force), 1, "is a link to", str(made.certificate))
+        self.assertEqual(before, made.certificate.read_bytes())
+        self.assertFalse((self.home / "dangling").exists())
 
     def test_elsewhere(self) -> None:
         """--out says how the configuration names it."""
@@ -98,7 +115,8 @@ class CertTests(CommandLine):
     def test_show(self) -> None:
         """The one that the configuration means, without making any; one that cannot be read is said with what to do."""
         self.assertRefused(self.mayros("gateway", "cert", "--show"), 1, "run `mayros gateway cert`")
-        self.assertRefused(self.mayros("gateway", "cert", "--show", "--force"), 2, "--show")
+        for more in (("--force",), ("--days", "5")):
+            self.assertRefused(self.mayros("gateway", "cert", "--show", *more), 2, "--show")
         made = pair(self.home / "elsewhere")
         self.write({"gateway": {"tls": {"enabled": True, "certPath": str(made.certificate), "keyPath": str(made.key)}}})
         self.assertIn("takes up a new one by itself", self.good("--show"))
@@ -170,6 +188,7 @@ class TrustTests(GatewayCase):
             self.assertRefused(self.mayros("gateway", "health", "--url", "wss://gw"), 1, reason, word)
         self.gateway.final = CallFailed("UNAVAILABLE", "The gateway closed the connection (1006): x.")
         self.assertRefused(self.mayros("gateway", "health", "--url", "ws://gw"), 1, "wss://")
+        self.assertRefused(self.mayros("gateway", "health"), 1, "gateway.tls")
 
     def test_no_secret_shows(self) -> None:
         """In the repr of a target."""
@@ -208,6 +227,14 @@ class ProbeTests(ServiceCase):
         found = json.loads(self.mayros("gateway", "status", "--user", "--json").stdout)
         self.assertEqual((True, "https://127.0.0.1:18789/readyz"), (found["probe"]["ready"], found["probe"]["url"]))
         self.assertEqual([Trust(made.fingerprint)], trusts)
+        # One that is installed is not looked at in the clear because its certificate cannot be read.
+        self.assertEqual(0, self.mayros("gateway", "install", "--user").exit_code)
+        self.machine.shows = {"ActiveState": "active"}
+        made.certificate.unlink()
+        found = json.loads(self.mayros("gateway", "status", "--user", "--json").stdout)
+        self.assertEqual((False, None), (found["probe"]["ready"], found["probe"]["url"]))
+        self.assertIn("run `mayros gateway cert`", found["probe"]["why"])
+        self.assertEqual(1, len(trusts))
 
 
 class Server:
@@ -268,7 +295,17 @@ class ChecksTests(CheckCase):
         made = pair(self.state / "tls", days=20)
         self.assertFine(files.certificate_valid)
         self.assertFine(files.tls_key_private)
+        other = pair(self.state / "other").key.rename(self.state / "other.pem")
+        self.assertFinds(
+            files.certificate_valid,
+            "tls.certificate-unusable",
+            "critical",
+            "it is not the key of",
+            changes={"gateway": {"tls": {"enabled": True, "certPath": str(made.certificate), "keyPath": str(other)}}},
+        )
+        self.put(tls)
         made.key.chmod(0o640)
+        self.assertFine(files.certificate_valid)
         self.assertFinds(files.tls_key_private, "tls.key-readable-by-others", "critical", str(made.key))
         self.mended(files.tls_key_private, made.key, 0o600)
         pair(self.state / "tls", days=5)
@@ -283,6 +320,18 @@ class ChecksTests(CheckCase):
         self.patch(machine, "_lock", lambda subject: (True, "7"))
         self.assertFine(machine.port_answers)
         self.assertEqual([("127.0.0.1", 18789, "/healthz", Trust(made.fingerprint))], asked)
+
+    def test_another_certificate(self) -> None:
+        """Is what the log knows of."""
+        self.put({"gateway": {"tls": {"enabled": True}}})
+        pair(self.state / "tls")
+
+        def get(host: str, port: int, path: str, trust: Trust | None) -> int:
+            raise WrongCertificate("it shows X; expected was Y")
+
+        self.machine.get = get  # type: ignore[method-assign]
+        self.patch(machine, "_lock", lambda subject: (True, "7"))
+        self.assertFinds(machine.port_answers, "gateway.silent", "warn", "expected was Y", "mayros logs")
 
     def test_a_backup(self) -> None:
         """Has the pair in it; files elsewhere are named."""

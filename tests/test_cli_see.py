@@ -62,6 +62,10 @@ class LogsTests(CommandLine):
         self.assertEqual((result.exit_code, result.stdout), (0, "2026-11-25 12:00:00 error mayros.x: it is full\n"), result.output)
         self.assertIn("its log file", result.stderr)
         self.assertRefused(self.mayros("logs", "--url", "ws://127.0.0.1:1/"), 1, "Cannot reach")
+        # It knows why the gateway does not show the certificate of the file.
+        self.gateway.final = CallFailed("UNAVAILABLE", "Cannot speak to a gateway at wss://127.0.0.1:18789/: it shows X; expected was Y")
+        self.assertIn("it is full", self.mayros("logs").stdout)
+        self.gateway.final = CallFailed("UNAVAILABLE", "Cannot reach a gateway at ws://127.0.0.1:18789/: refused")
         (self.state / "logs" / "mayros-2026-11-24.log").unlink()
         self.assertRefused(self.mayros("logs"), 1, "Cannot reach", "mayros gateway run")
 

@@ -263,7 +263,8 @@ class FileChecks(CheckCase):
         now = datetime.datetime.now(datetime.UTC)
         made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - datetime.timedelta(900), now + datetime.timedelta(days))
         (self.state / "cert.pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-        (self.state / "key.pem").write_text("the key")
+        private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (self.state / "key.pem").write_bytes(private)
         (self.state / "key.pem").chmod(0o600)
 
     def test_certificate(self) -> None:

@@ -10,7 +10,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from mayros.cli.acts import note
 from mayros.cli.place import Place, here, port
 from mayros.cli.show import clean, print_json
 
@@ -44,12 +46,14 @@ def cert(ctx: click.Context, hosts: tuple[str, ...], days: int, out: str | None,
     place = here(ctx)
     loaded = place.load()
     if show:
-        if hosts or out is not None or force:
+        if hosts or out is not None or force or ctx.get_parameter_source("days") is not ParameterSource.DEFAULT:
             raise click.UsageError("--show makes nothing: leave the other options out")
         files = tls_files(loaded.config.gateway.tls, place.state_dir)
     else:
         files = _made(place, loaded, hosts, days, out, force)
     told = _about(files)
+    if not show:
+        note(place, "gateway.cert", files.certificate, fingerprint=told.fingerprint)
     if as_json:
         print_json({"certificate": files.certificate, "key": files.key, "fingerprint": told.fingerprint, **_times(told), "names": list(told.names)})
     else:
@@ -74,6 +78,9 @@ def _made(place: Place, loaded: Loaded, hosts: tuple[str, ...], days: int, out: 
     os.makedirs(folder, mode=0o700, exist_ok=True)
     files = TlsFiles(os.path.join(folder, CERTIFICATE), os.path.join(folder, KEY), made=out is None)
     there = [path for path in (files.certificate, files.key) if os.path.lexists(path)]
+    for path in there:
+        if os.path.islink(path):
+            raise click.ClickException(f"{path} is a link to {os.path.realpath(path)}, which may be another program's: remove the link first")
     if there and not force:
         raise click.ClickException(f"{' and '.join(there)} exist{'s' if len(there) == 1 else ''}: --force replaces, --show tells of what is there")
     key, certificate = self_signed(names, days, datetime.datetime.now(datetime.UTC))
@@ -153,7 +160,10 @@ def _tell(place: Place, loaded: Loaded, files: TlsFiles, told: About) -> None:
             for name, value in (("certPath", files.certificate), ("keyPath", files.key)):
                 click.echo(f"  mayros config set gateway.tls.{name} {shlex.quote(clean(value))}")
         click.echo("  mayros config set gateway.tls.enabled true\n  mayros gateway restart")
-    host = next((name for name in told.names if not name.startswith("*")), "localhost")
+    own = socket.gethostname().lower()
+    # On loopback alone the name of this machine may lead past the gateway.
+    past = {own} - {"localhost"} if gateway.bind == "loopback" else set()
+    host = next((name for name in told.names if not name.startswith("*") and name not in past), "localhost")
     address = f"{f'[{host}]' if ':' in host else host}:{port(place, gateway.port)}"
     path = shlex.quote(clean(files.certificate))
     click.echo(f"""

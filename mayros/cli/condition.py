@@ -59,17 +59,19 @@ def _probe(service: Service, text: str | None) -> dict[str, Any]:
     from mayros.config.tls import own_trust
     from mayros.ops.units import addresses, listened_on
 
-    trust = None
+    gateway = trust = None
     try:
-        trust = own_trust(service.place.load().config.gateway.tls, service.place.state_dir)
+        gateway = service.place.load().config.gateway
     except StartError as error:
         if text is None:
             return {"ready": False, "url": None, "why": str(error)}
         # A gateway that runs goes on with what it has read before.
     try:
-        if text is None:
-            gateway = service.place.load().config.gateway
-            text = "\n".join(f"ListenStream={address}" for address in addresses(gateway, gateway.port, False))
+        if gateway is not None:
+            trust = own_trust(gateway.tls, service.place.state_dir)
+            if text is None:
+                text = "\n".join(f"ListenStream={address}" for address in addresses(gateway, gateway.port, False))
+        assert text is not None
         host, port = next(iter(listened_on(text)), ("127.0.0.1", 18789))
     except StartError as error:
         return {"ready": False, "url": None, "why": str(error)}

@@ -69,7 +69,8 @@ def _secure(host: str, port: int, trust: Trust) -> HTTPConnection:
     # No authority and no name counts: the one certificate does, before anything is sent.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if trust.shown is not None:
-        context.load_cert_chain(*trust.shown)
+        # Without a word for a locked key, OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(*trust.shown, password="")
     connection = HTTPSConnection(host, port, timeout=10, context=context)
     try:
         connection.connect()

@@ -73,7 +73,7 @@ async def _logs(remote: Remote, connection: Connection, follow: bool, limit: int
 
 
 def _unreachable(remote: Remote, failure: Refused) -> bool:
-    return remote.target.own and failure.message.startswith("Cannot reach")
+    return remote.target.own and failure.message.startswith(("Cannot reach", "Cannot speak to"))
 
 
 def _local(remote: Remote, limit: int) -> list[str]:

@@ -159,8 +159,8 @@ def _refuse(to: Target, failure: CallFailed) -> NoReturn:
     hint = ""
     if failure.message.startswith("Cannot reach") and to.own:
         hint = " (is it running? `mayros gateway run` starts one)"
-    elif "closed the connection (1006)" in failure.message and to.url.startswith("ws:") and not to.own:
-        hint = " (if it speaks TLS, its URL begins with wss://)"
+    elif "closed the connection (1006)" in failure.message and to.url.startswith("ws:"):
+        hint = " (was gateway.tls switched off since it started? Restart it)" if to.own else " (if it speaks TLS, its URL begins with wss://)"
     elif failure.message.startswith("Cannot speak to"):
         hint = _about_tls(to, failure.message)
     elif failure.message.startswith("pairing required") and isinstance(details.get("requestId"), str):
@@ -175,7 +175,7 @@ def _refuse(to: Target, failure: CallFailed) -> NoReturn:
 def _about_tls(to: Target, message: str) -> str:
     """What to do about a handshake that failed."""
     if "expected was" in message and to.own:
-        return " (the file of gateway.tls.certPath is newer than what the gateway shows, or somebody else has its port; `mayros logs` may say why)"
+        return " (gateway.tls.certPath was renewed this moment or cannot be used, or somebody else has the port: `mayros logs` says which)"
     if "expected was" in message:
         return " (was it renewed? See `mayros gateway cert --show` there, before you change --tls-fingerprint or gateway.remote.tlsFingerprint)"
     if "certificate verify failed" in message or "another host" in message:

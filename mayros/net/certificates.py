@@ -78,5 +78,5 @@ def tls_problem(error: BaseException | None) -> str | None:
         return None
     # OpenSSL's way: a list of (library, function, reason); service_identity's: what did not match.
     if all(isinstance(reason, tuple) for reason in reasons):
-        return "TLS: " + ", ".join(str(reason[-1]) for reason in reasons)
+        return "TLS: " + (", ".join(str(reason[-1]) for reason in reasons) or "the handshake failed")
     return "TLS: the certificate is for another host"

@@ -18,7 +18,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mayros.config.stamps import Stamp, stamp, stamps
+from mayros.config.stamps import Stamp, stamps
 from mayros.config.tls import MAKE, TlsFiles, unusable
 from mayros.errors import ConfigError
 from mayros.net.certificates import with_colons
@@ -53,7 +53,7 @@ class Certificates:
     def __init__(self, files: TlsFiles, in_thread: Callable[..., Deferred[Any]], now_ms: Callable[[], int], handed: str | None = None) -> None:
         self._files, self._in_thread, self._now_ms, self._handed = files, in_thread, now_ms, handed
         #: As they were when they were read last, well or not; and as they were found since.
-        self._known: Mapping[str, Stamp] = {path: stamp(path) for path in files.all}
+        self._known: Mapping[str, Stamp] = stamps(files.all, access=True)
         self._found = self._known
         self._served = load(files, handed)
         self._problem: str | None = None
@@ -75,7 +75,7 @@ class Certificates:
 
     def look(self) -> None:
         """Load what has changed, once two looks in a row have found the same. Called twice a second; costs a stat for each file."""
-        now = stamps(self._known)
+        now = stamps(self._known, access=True)
         if now != self._known and now == self._found:
             self.reload()
         self._found = now
@@ -85,7 +85,7 @@ class Certificates:
         if self._loading:
             return
         self._loading = True
-        self._known = stamps(self._known)
+        self._known = stamps(self._known, access=True)
         self._in_thread(load, self._files, self._handed).addCallbacks(self._take, self._refuse).addErrback(self._broken).addBoth(self._over)
 
     def _take(self, served: Served) -> None:

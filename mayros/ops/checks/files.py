@@ -7,7 +7,10 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 
+import msgspec
+
 from mayros.config.tls import MAKE, tls_files, unusable
+from mayros.errors import ConfigError
 from mayros.net.certificates import PEM_BYTES
 from mayros.net.files import read_bounded
 from mayros.net.statedir import from_state
@@ -94,19 +97,23 @@ def tls_key_private(subject: Subject) -> Iterator[Finding]:
 
 
 def certificate_valid(subject: Subject) -> Iterator[Finding]:
-    """The certificate can be read and is good for two weeks more."""
+    """The files can be used together, and the certificate is good for two weeks more."""
     tls = subject.gateway.tls
     if not tls.enabled:
         return
     from mayros.net.x509 import about
+    from mayros.ops.certificates import load
 
     files = tls_files(tls, subject.state_dir)
     path = files.certificate
     try:
         ends_ms = about(read_bounded(path, PEM_BYTES)).ends_ms
-    except (OSError, ValueError) as error:
-        text = unusable("gateway.tls.certPath", path, error, False)
-        yield Finding("tls.certificate-unusable", "critical", text, MAKE if files.made else "mend gateway.tls.certPath")
+        # Who may read the key is another check's.
+        if not (_mode(files.key) or 0) & 0o077:
+            load(msgspec.structs.replace(files, made=False), None)
+    except (OSError, ValueError, ConfigError) as error:
+        text = str(error) if isinstance(error, ConfigError) else unusable("gateway.tls.certPath", path, error, False)
+        yield Finding("tls.certificate-unusable", "critical", text, f"{MAKE} --force" if files.made else "mend gateway.tls")
         return
     days = (ends_ms - subject.now_ms) / 86_400_000
     if days < 14:

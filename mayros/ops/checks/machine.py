@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 from mayros.config.tls import own_trust
+from mayros.net.certificates import WrongCertificate
 from mayros.net.statedir import LOCK_FILE, StateDir
 from mayros.ops.subject import Finding, Subject
 
@@ -76,7 +77,8 @@ def port_answers(subject: Subject) -> Iterator[Finding]:
             code = subject.machine.get(host, subject.port, "/healthz", own_trust(subject.gateway.tls, subject.state_dir))
         except OSError as error:
             text = f"the gateway (process {holder}) does not answer on {host}, port {subject.port}: {error.strerror or error}"
-            yield Finding("gateway.silent", "warn", text, "mayros gateway status; is another port given with --port or --listen?")
+            how = "mayros logs" if isinstance(error, WrongCertificate) else "mayros gateway status; is another port given with --port or --listen?"
+            yield Finding("gateway.silent", "warn", text, how)
             return
         if code != 200:
             text = f"on {host}, port {subject.port}, something answers /healthz with {code}; the gateway (process {holder}) would say 200"
