@@ -27,13 +27,14 @@ from mayros.core.agent import AgentLoop
 from mayros.core.api_tokens import ApiTokens
 from mayros.core.audit_ports import AuditEntry
 from mayros.core.auth import Authenticator
+from mayros.core.claim_ports import Conflict, Done, Live, New
 from mayros.core.health import ModelHealth
 from mayros.core.keys import SessionKey
 from mayros.core.lanes import LocalLanes, LocalSlots
 from mayros.core.limits import Budget, ConnectionCounter, FailureLimiter
 from mayros.core.liverun import GRACE_SECONDS
 from mayros.core.models import Model
-from mayros.core.ports import Claim, Conflict, Done, History, Lease, Live, ModelRequest, ModelTurn, New, RunResult, SessionSettings, ToolSpec, Turn
+from mayros.core.ports import Claim, History, Lease, ModelRequest, ModelTurn, RunResult, SessionSettings, ToolSpec, Turn
 from mayros.core.quota import Quotas
 from mayros.core.reach import space_of
 from mayros.core.routing import Agent, Settings

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers as TwistedHeaders
 
-from mayros.config.schema import ControlUi, Cors, Gateway, Http
+from mayros.config.gateway import ControlUi, Cors, Gateway, Http
 from mayros.core.address import MAX_HOPS, AddressRules, Headers
 from mayros.core.hosts import parse_ip
 from mayros.errors import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers as TwistedHeaders
 
-from mayros.config.schema import Auth, AuthMode, Cors, Gateway, Http, RateLimit, TrustedProxy
+from mayros.config.gateway import Auth, AuthMode, Cors, Gateway, Http, RateLimit, TrustedProxy
 from mayros.core.address import Address, AddressRules, Headers
 from mayros.core.auth import OPERATOR_SCOPES, Authenticator, make_limiter
 from mayros.core.limits import FailureLimiter, retry_after

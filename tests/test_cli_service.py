@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from mayros.cli.host import Done, Host
 from mayros.cli.main import main
 from mayros.cli.place import Place
-from mayros.config.schema import Gateway
+from mayros.config.gateway import Gateway
 from mayros.errors import StartError
 from mayros.net.certificates import Trust
 from mayros.ops.units import Plan, addresses, listened_on, sysusers

@@ -19,8 +19,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from mayros.config.check import normalise_agent_id
 from mayros.config.known import LATER, decode
 from mayros.config.load import Loaded, config_path, load, lookup, redact, refuse_unsupported, state_dir
-from mayros.config.schema import Bytes, Config, Milliseconds
+from mayros.config.schema import Config
 from mayros.config.secret import resolve, take_environment
+from mayros.config.section import Bytes, Milliseconds
 from mayros.config.source import parse
 from mayros.config.write import initial
 from mayros.core import keys

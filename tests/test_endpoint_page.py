@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mayros.config.schema import Config, Endpoints
+from mayros.config.gateway import Endpoints
+from mayros.config.schema import Config
 from mayros.config.secret import resolve
 from tests.helpers import TOKEN, Answer, Harness, HarnessCase, post, settings
 from tests.test_ws import WRITE, agent_params, connect_params

@@ -10,7 +10,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from mayros.core.ports import Claim, Conflict, Done, Live, New, RunResult
+from mayros.core.claim_ports import Conflict, Done, Live, New
+from mayros.core.ports import Claim, RunResult
 from mayros.errors import StorageUnavailable
 from mayros.storage.database import Database
 from mayros.storage.engine import default_url

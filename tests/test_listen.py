@@ -11,7 +11,7 @@ from twisted.internet import reactor
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import TestCase
 
-from mayros.config.schema import Gateway
+from mayros.config.gateway import Gateway
 from mayros.errors import StartError
 from mayros.ops.listen import Listeners, configured, parse_endpoint
 from mayros.ops.systemd import Passed

@@ -7,7 +7,8 @@ from typing import ClassVar
 from msgspec import structs
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.config.schema import AuthProfile, Cost, Milliseconds, ModelAuth, ModelDefinition, Models, ProviderEntry, Timeouts
+from mayros.config.schema import AuthProfile, Cost, ModelAuth, ModelDefinition, Models, ProviderEntry, Timeouts
+from mayros.config.section import Milliseconds
 from mayros.core.models import EMBEDDED, Catalogue, Credential, Limits, Model
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mayros.config.check import Checker
+from mayros.config.gateway import Endpoint
 from mayros.config.known import decode as decode_config
-from mayros.config.schema import Endpoint
 from mayros.core.bounds import PROMPT, fitted, size
 from mayros.core.images import described, pictured, remembered
 from mayros.errors import ConfigError, GatewayError, InputFailed, InvalidRequest

@@ -17,9 +17,11 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from mayros.config.schema import Milliseconds, Stateless
+from mayros.config.schema import Stateless
+from mayros.config.section import Milliseconds
+from mayros.core.claim_ports import Done, Live, New
 from mayros.core.keys import SessionKey
-from mayros.core.ports import Claim, Done, History, Lease, Live, New, RunResult, SessionSettings, Turn
+from mayros.core.ports import Claim, History, Lease, RunResult, SessionSettings, Turn
 from mayros.core.routing import Agent
 from mayros.core.session_ports import SessionQuery
 from mayros.errors import StartError, StorageUnavailable

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import SynchronousTestCase
 
-from mayros.config.schema import Milliseconds, Stateless
+from mayros.config.schema import Stateless
+from mayros.config.section import Milliseconds
 from mayros.core.keys import SessionKey
 from mayros.core.ports import Lease, ModelTurn, RunResult, Turn
 from mayros.core.spending import DAY_MS, Spent

@@ -14,9 +14,10 @@ import msgspec
 
 from mayros.config.check_inputs import check_inputs
 from mayros.config.check_tools import check_tools
+from mayros.config.gateway import Auth, Gateway, Tls
 from mayros.config.listen import place
 from mayros.config.params import THINKING, problems
-from mayros.config.schema import Auth, Config, Gateway, ProviderEntry, Session, Timeouts, Tls
+from mayros.config.schema import Config, ProviderEntry, Session, Timeouts
 from mayros.config.source import ascii_json, join
 from mayros.errors import ConfigError
 from mayros.net.certificates import parse_fingerprint

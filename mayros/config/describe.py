@@ -10,7 +10,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 
-from mayros.config.schema import Bytes, Config, Milliseconds
+from mayros.config.schema import Config
+from mayros.config.section import Bytes, Milliseconds
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 #: What msgspec cannot describe by itself.

@@ -15,7 +15,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-from mayros.config.schema import Bytes, Config, Milliseconds
+from mayros.config.schema import Config
+from mayros.config.section import Bytes, Milliseconds
 from mayros.config.source import below, join
 from mayros.errors import ConfigError
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, MutableMapping
 import msgspec
 
 from mayros.config.check import secret_problem
-from mayros.config.schema import AuthMode, Config
+from mayros.config.gateway import AuthMode
+from mayros.config.schema import Config
 from mayros.errors import ConfigError
 from mayros.net.files import read_bounded
 from mayros.net.redact import names_secret

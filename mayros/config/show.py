@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mayros.config.check import REDACTED
-from mayros.config.schema import Auth, RateLimit, TrustedProxy
+from mayros.config.gateway import Auth, RateLimit, TrustedProxy
 from mayros.config.source import parse, split
 from mayros.net.redact import SECRET_WORD, names_secret
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from mayros.config.schema import Tls
+from mayros.config.gateway import Tls
 from mayros.errors import ConfigError
 from mayros.net.certificates import Trust, fingerprint_of_file
 from mayros.net.statedir import from_state

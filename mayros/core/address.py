@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import msgspec
 
-from mayros.config.schema import Gateway
+from mayros.config.gateway import Gateway
 from mayros.core.hosts import IP, MAX_NAME, Host, Network, default_port, group_key, parse_hop, parse_host, parse_ip, parse_network, parse_origin
 from mayros.errors import ConfigError
 

@@ -13,7 +13,7 @@ from hmac import compare_digest
 
 import msgspec
 
-from mayros.config.schema import Auth, AuthMode, RateLimit
+from mayros.config.gateway import Auth, AuthMode, RateLimit
 from mayros.core.address import Address, AddressRules, Headers
 from mayros.core.keys import check_text
 from mayros.core.limits import FailureLimiter, retry_after

@@ -14,7 +14,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mayros.core.ports import Claim, Conflict, Done, Idempotency, New, Run, RunResult, Runs
+from mayros.core.claim_ports import Conflict, Done, Idempotency, New
+from mayros.core.ports import Claim, Run, RunResult, Runs
 from mayros.errors import GatewayError, IdempotencyConflict, Unavailable
 
 log = Logger()

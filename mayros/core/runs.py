@@ -19,25 +19,10 @@ from twisted.python.failure import Failure
 from mayros.core.account import Account
 from mayros.core.acting import Host
 from mayros.core.allowance import Allowance
+from mayros.core.claim_ports import Idempotency
 from mayros.core.liverun import LiveRun
 from mayros.core.pending import settled
-from mayros.core.ports import (
-    DOORS,
-    Clock,
-    Door,
-    History,
-    Idempotency,
-    Lanes,
-    Lease,
-    OnLost,
-    Owner,
-    Principal,
-    RunResult,
-    Slots,
-    Turn,
-    TurnStore,
-    Watcher,
-)
+from mayros.core.ports import DOORS, Clock, Door, History, Lanes, Lease, OnLost, Owner, Principal, RunResult, Slots, Turn, TurnStore, Watcher
 from mayros.core.spending import LimitReached, Spending
 from mayros.errors import BudgetExceeded, GatewayError, InvalidRequest, RunAborted, RunTimeout, ServerShutdown, Stopping, Unavailable, bare
 from mayros.events import Event, Outcome, RunEnded, RunStarted

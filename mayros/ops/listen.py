@@ -24,7 +24,7 @@ from twisted.internet.unix import Port as UnixPort
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mayros.config.schema import Gateway
+from mayros.config.gateway import Gateway
 from mayros.errors import StartError
 from mayros.ops.systemd import Passed
 

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mayros.config.schema import Reload
+from mayros.config.gateway import Reload
 from mayros.config.stamps import Stamp, stamps
 from mayros.core.config_ports import Applied, ConfigState, InvalidConfig
 from mayros.core.ports import Clock

@@ -11,8 +11,9 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from mayros.config.gateway import Gateway
 from mayros.config.load import Loaded
-from mayros.config.schema import Config, Gateway
+from mayros.config.schema import Config
 from mayros.config.secret import AuthSecret
 from mayros.core.routing import Settings
 from mayros.net.certificates import Trust

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 import msgspec
 
-from mayros.config.schema import Gateway
+from mayros.config.gateway import Gateway
 from mayros.errors import StartError
 
 #: Names of instances: what is the same for systemd, in a path and in a file's name.

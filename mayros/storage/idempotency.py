@@ -15,7 +15,8 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mayros.core.ports import Claim, Conflict, Done, Live, New, RunResult
+from mayros.core.claim_ports import Conflict, Done, Live, New
+from mayros.core.ports import Claim, RunResult
 from mayros.errors import StorageUnavailable
 from mayros.storage.database import Database
 from mayros.storage.statements import ClaimRow

@@ -15,9 +15,10 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
+from mayros.core.claim_ports import Idempotency
 from mayros.core.config_ports import ConfigControl
 from mayros.core.limits import Budget
-from mayros.core.ports import Idempotency, Principal, Run, RunResult, Runs, Turn
+from mayros.core.ports import Principal, Run, RunResult, Runs, Turn
 from mayros.core.routing import Settings
 from mayros.errors import Unauthorized
 from mayros.web.answers import final_error, say_model, stream_headers

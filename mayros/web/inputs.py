@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, maybeDeferred
 
-from mayros.config.schema import Endpoint
+from mayros.config.gateway import Endpoint
 from mayros.core.asking import some_see_images
 from mayros.core.bounds import wrapped
 from mayros.core.images import pictured

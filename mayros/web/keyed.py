@@ -14,11 +14,12 @@ from msgspec.structs import replace
 from twisted.internet.defer import CancelledError
 
 from mayros.core.address import Headers
+from mayros.core.claim_ports import Idempotency
 from mayros.core.claims import Asked, Claims, Found, shielded
 from mayros.core.config_ports import ConfigControl
 from mayros.core.limits import Budget
 from mayros.core.pause import pause
-from mayros.core.ports import Claim, Idempotency, Principal, Run, RunResult, Runs, Turn
+from mayros.core.ports import Claim, Principal, Run, RunResult, Runs, Turn
 from mayros.errors import GatewayError, InvalidRequest, RunAborted, StreamNotKept, class_of
 from mayros.events import CallerCallDelta, Event, TextDelta
 from mayros.web.answers import final_error, say_model, stream_headers

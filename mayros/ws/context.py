@@ -12,11 +12,12 @@ from typing import Protocol
 import msgspec
 from twisted.internet.defer import Deferred, DeferredLock
 
-from mayros.config.schema import AuthMode
+from mayros.config.gateway import AuthMode
 from mayros.core.address import Address, Headers
 from mayros.core.api_tokens import ApiTokens
 from mayros.core.approvals import Approvals
 from mayros.core.audit import Audit
+from mayros.core.claim_ports import Idempotency
 from mayros.core.claims import Claims
 from mayros.core.config_ports import ConfigControl
 from mayros.core.devices import Devices
@@ -24,7 +25,7 @@ from mayros.core.exec_rules import ExecRules
 from mayros.core.health import ModelHealth
 from mayros.core.limits import Budget
 from mayros.core.log_ports import TailLog, no_log
-from mayros.core.ports import Clock, Idempotency, Lanes, Principal, Run, RunResult, Runs
+from mayros.core.ports import Clock, Lanes, Principal, Run, RunResult, Runs
 from mayros.core.quota import Quotas
 from mayros.core.session_ports import Sessions
 from mayros.core.spending import Spending

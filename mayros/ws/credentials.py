@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NoReturn
 
-from mayros.config.schema import AuthMode
+from mayros.config.gateway import AuthMode
 from mayros.core.address import Address
 from mayros.core.auth import DEVICE_TOKEN, SHARED_SECRET
 from mayros.core.identity import MAX_SKEW_MS, Signed, Version, device_id, encode, raw_key, verified
