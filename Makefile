@@ -3,10 +3,12 @@
 #   PORT=N         serve: listen there instead of on the configured port
 #   PYTHON=...     the Python (3.11 or newer) that .venv is made of
 #   VENV=DIR       another place for .venv
+#   JOBS=N         test: in so many processes; 2 if it is not given
 #   EDITABLE=no    install a copy of the project, not a link to it;  SUITE=DIR  run the tests of DIR (CI tests the installed copy so)
 
 VENV ?= .venv
 SUITE ?= .
+JOBS ?= 2
 EDITABLE ?= yes
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -39,7 +41,7 @@ serve: $(VENV)/.installed ## install, set up, and run the gateway with the embed
 	@exec $(BIN)/twistd -n --pidfile= mayros
 
 test: $(VENV)/.installed-test ## run the tests
-	@suite='$(SUITE)'; python=$$(cd $(BIN) && pwd)/python; cd "$$suite" && exec "$$python" -m twisted.trial tests
+	@suite='$(SUITE)'; python=$$(cd $(BIN) && pwd)/python; cd "$$suite" && exec "$$python" -m twisted.trial -j $(JOBS) tests
 
 check: $(VENV)/.installed-check ## lint, formatting and types
 	$(BIN)/ruff check .
