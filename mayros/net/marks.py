@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
@@ -27,6 +27,8 @@ from twisted.python.failure import Failure
 VARIABLE = "MAYROS_EXEC_ID"
 KILL_GRACE = 2.0  # seconds from SIGTERM to SIGKILL, and how long SIGKILL is repeated
 LOOK_EVERY = 0.05
+#: How often one look looks for what has come to be while it looked.
+ROUNDS = 8
 _LOCKS = re.compile(rb"^Max file locks +\d+ +(\d+)", re.MULTILINE)
 
 log = Logger()
@@ -67,6 +69,8 @@ class _Wanted(NamedTuple):
     group: int
     #: Those whose marks begin so are let be.
     spared: str | None
+    #: Gets the process groups of those that were found; at SIGKILL these are killed as a whole.
+    groups: set[int] | None = None
 
 
 def limit(mark: str) -> int:
@@ -101,13 +105,14 @@ class Marks:
         self._count = (self._count + 1) % (1 << 24)
         return f"{self.instance}{self._count:06x}{secrets.token_hex(5)}"
 
-    def look(self, prefix: str, number: int = 0, group: int = 0, spared: str | None = None) -> Deferred[int]:
+    def look(self, prefix: str, number: int = 0, group: int = 0, spared: str | None = None, groups: set[int] | None = None) -> Deferred[int]:
         """Send a signal (0: none) to all processes whose mark begins so. How many these are, with those of a process group (0: none); no zombies.
 
-        One look serves all who ask meanwhile. `spared`: let those be whose mark begins so.
+        One look serves all who ask meanwhile. `spared`: let those be whose mark begins so. `groups` gets their process groups, which at SIGKILL are
+        killed as a whole.
         """
         answer: Deferred[int] = Deferred()
-        self._asked.append((_Wanted(prefix, number, group, spared), answer))
+        self._asked.append((_Wanted(prefix, number, group, spared, groups), answer))
         if not self._looking:
             self._begin()
         return answer
@@ -117,18 +122,21 @@ class Marks:
     ) -> int:
         """End all processes with such a mark: SIGTERM, and after `grace` seconds SIGKILL. How many there were at first.
 
-        Those of a process group with them, which `send` signals; it says whether anybody is in it, and is not asked again after that.
+        Those of a process group with them, which `send` signals; it says whether anybody is in it, and is not asked again after that. Processes that
+        live so shortly that no look meets them, each of which starts the next one, end with their group: one of them was met before.
         """
+        groups: set[int] = set()
         deadline = self._reactor.seconds() + grace
         group = group if group and send(signal.SIGTERM) else 0
-        first = left = await self.look(prefix, signal.SIGTERM, group, spared)
+        first = left = await self.look(prefix, signal.SIGTERM, group, spared, groups)
         while left:
             await pause(self._reactor, LOOK_EVERY)
             now = self._reactor.seconds()
             number = signal.SIGKILL if now >= deadline else 0
             group = group if group and send(number) else 0
-            # The second look is for those that live so shortly that the first has not met one.
-            left = await self.look(prefix, number, group, spared) or await self.look(prefix, number, group, spared)
+            left = await self.look(prefix, number, group, spared, groups)
+            if not left and any(map(_is_there, groups)):
+                left = await self.look(prefix, signal.SIGKILL, 0, spared, groups)
             if left and now > deadline + KILL_GRACE:
                 log.warn("{left} processes of a command could not be ended", left=left)
                 break
@@ -168,6 +176,17 @@ def _numbers() -> list[str]:
     return [name for name in reversed(names) if name.isdigit() and name != own]
 
 
+def _all_numbers() -> Iterator[str]:
+    """Those, and then the ones that came to be meanwhile, perhaps of some that are gone; up to a bound, for there are always new ones."""
+    seen: set[str] = set()
+    for _ in range(ROUNDS):
+        fresh = [pid for pid in _numbers() if pid not in seen]
+        if not fresh:
+            return
+        seen.update(fresh)
+        yield from fresh
+
+
 def _marked(pid: str) -> _Found:
     """How a process is marked; not at all where it is gone, or another user's."""
     try:
@@ -195,10 +214,9 @@ def _group(pid: str) -> int:
 
 def _look(asked: Sequence[_Wanted]) -> list[int]:
     counts = [0] * len(asked)
-    groups = any(wanted.group or wanted.number == signal.SIGKILL for wanted in asked)
+    groups = any(wanted.group or wanted.groups is not None for wanted in asked)
     digits = [_digits(wanted.prefix) for wanted in asked]
-    missed: dict[int, _Wanted] = {}
-    for pid in _numbers():
+    for pid in _all_numbers():
         group = _group(pid) if groups else 0
         found = _marked(pid)
         for index, wanted in enumerate(asked):
@@ -206,42 +224,48 @@ def _look(asked: Sequence[_Wanted]) -> list[int]:
                 if wanted.spared is not None and found.begins(wanted.spared, _digits(wanted.spared)):
                     continue
                 counts[index] += 1
-                if wanted.number and not _send(pid, found, wanted.number) and wanted.number == signal.SIGKILL:
-                    missed[group] = wanted
+                if wanted.groups is not None:
+                    wanted.groups.add(group)
+                if wanted.number:
+                    _send(pid, found, wanted.number)
             elif group and group == wanted.group:
                 counts[index] += 1
-    if missed:
-        _kill_groups(missed)
+    for wanted in asked:
+        if wanted.number == signal.SIGKILL and wanted.groups:
+            _kill_groups(wanted, wanted.groups)
     return counts
 
 
-def _send(pid: str, found: _Found, number: int) -> bool:
-    """Signal the process that is marked so, and no other that came to have its number. False: it is gone."""
+def _is_there(group: int) -> bool:
+    """Whether anybody is in a process group; a zombie counts."""
     try:
-        handle = os.pidfd_open(int(pid))
-        try:
-            if _marked(pid) != found:
-                return False
-            signal.pidfd_send_signal(handle, number)
-        finally:
-            os.close(handle)
-    except ProcessLookupError:
+        os.killpg(group, 0)
+    except OSError:
         return False
-    except OSError:  # it changed its user, and is no longer ours to end
-        pass
     return True
 
 
-def _kill_groups(missed: dict[int, _Wanted]) -> None:
-    """End the groups of processes that were gone before they could be killed: each may have started a next one, which no look would catch either.
+def _send(pid: str, found: _Found, number: int) -> None:
+    """Signal the process that is marked so, and no other that came to have its number."""
+    with suppress(OSError):  # it is gone; or it changed its user, and is no longer ours to end
+        handle = os.pidfd_open(int(pid))
+        try:
+            if _marked(pid) == found:
+                signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)
+
+
+def _kill_groups(wanted: _Wanted, groups: set[int]) -> None:
+    """End the groups in which marked processes were seen; those that are not to be ended are taken out of `groups`.
 
     Commands lead groups of their own, and so do daemons. Where anybody else is seen in a group it is let be, as is the gateway's own. The number of a
     group that is empty by now is nobody else's so soon: the system gives out all others before.
     """
-    groups = missed.keys() - {0, os.getpgrp()}
+    groups -= {0, os.getpgrp()}
     for pid in _numbers():
         if (group := _group(pid)) in groups:
-            wanted, found = missed[group], _marked(pid)
+            found = _marked(pid)
             meant = found.begins(wanted.prefix, _digits(wanted.prefix))
             spared = wanted.spared is not None and found.begins(wanted.spared, _digits(wanted.spared))
             if (spared or not meant) and _group(pid) == group:
