@@ -233,6 +233,22 @@ class RowTests(StoreTestCase):
             await register.create(Wanted("bob"), ("main",), audit.begin(ANN, "tokens.create", "bob"))
         self.assertEqual([token.name for token in SqlApiTokens(self.database).load()], ["ann"])
 
+    async def test_nobody_pushes_out_others(self) -> None:
+        """Of too many, those go of whoever has the most: what a client is allowed to do it may do without end."""
+        self.patch(rows, "MAX_ROWS", 50)
+
+        def many(connection: sa.Connection) -> None:
+            for number in range(100):
+                who = "owner" if number < 10 else "token:loud"
+                rows.add(connection, AuditEntry(NOW, f"exec.approval.resolve.{number}", who, "ws", "done"))
+
+        await self.database.call(many)
+        policy = settings_of().config.session.stateless
+        await Maintenance(self.database, reactor, lambda: policy, lambda: NOW).sweep()  # type: ignore[arg-type]
+        left = await self.found(1_000)
+        self.assertEqual(len(left), 50)
+        self.assertEqual([number for number, _ in left][-10:], [*range(10, 0, -1)])
+
     async def test_pruning(self) -> None:
         """After a year a row goes. Of too many the oldest go, those first that were refused or only asked for."""
         self.patch(rows, "MAX_ROWS", 150)

@@ -140,6 +140,7 @@ class LogTests(AuditCase):
         )
         result = self.good("audit", "log")
         self.assertIn("this is what its store has", result.stderr)
+        self.assertNotIn(".;", result.stderr)
         self.assertEqual([line.split()[2] for line in result.stdout.splitlines()[1:]], ["tokens.create", "config.set"])
         self.assertNotIn("\x1b", result.stdout)
         found = [json.loads(line) for line in self.good("audit", "log", "--json", "--action", "config").stdout.splitlines()]

@@ -161,6 +161,25 @@ class OutcomeTests(AuditCase):
         self.assertFalse(self.call(admin, "device.pair.approve", requestId="no-such")["ok"])
         self.assertEqual((self.row()[0].target, self.row()[1]["error"]), ("no-such", "unknown requestId"))
 
+    def test_what_else_is_sent(self) -> None:
+        """Hides nothing: not blanks between the parameters or in one, not a long one, not the same one twice."""
+        admin = self.world.connect(ADMIN)
+
+        def sent(method: str, params: str) -> tuple[AuditEntry, dict[str, Any]]:
+            admin[0].received(f'{{"type":"req","id":"9","method":"{method}","params":{params}}}'.encode(), False)
+            self.assertEqual((self.row()[0].action, self.row()[0].outcome), (method, "done"), self.row())
+            return self.row()
+
+        blanks = " " * 300_000
+        entry, details = sent("tokens.create", f'{{{blanks}"name":"bob","name":"ann","scopes":["{ADMIN}"]}}')
+        self.assertEqual((entry.target, details["scopes"]), ("ann", [ADMIN]))
+        entry, details = sent("tokens.create", f'{{"name":"eve","scopes":[{" " * 9_000}"{ADMIN}"]}}')
+        self.assertEqual(entry.target, "eve")
+        self.assertRegex(details["scopes"], r"^\(\d+ bytes\)$")
+        entry, details = sent("sessions.patch", f'{{"key":"trip",{blanks}"execSecurity":"full","label":"Trip"}}')
+        self.assertEqual((entry.target, details["execSecurity"]), ("trip", "full"))
+        self.assertRegex(details["sent"], r"^\(\d+ bytes\)$")
+
     def test_a_configuration_that_is_not_valid(self) -> None:
         """Where it is not, and nothing of what stands there."""
         admin = self.world.connect(ADMIN)
@@ -190,14 +209,14 @@ class OutcomeTests(AuditCase):
         for key in ("trip", "other"):
             tell(session, "sessions.delete", {"key": key})
         tell(session, "agent.wait", {"runId": "r", "timeoutMs": 60_000})
-        self.assertEqual(len(session._tasks), 3)
+        self.assertEqual(len(session._calls), 3)
         session.closed()
-        self.assertEqual(len(session._tasks), 2)
+        self.assertEqual(len(session._calls), 2)
         self.assertEqual(self.trail.entries, [])
         waiting[0].callback(None)
         waiting[1].errback(StorageUnavailable())
         self.assertEqual([(entry.target, entry.outcome) for entry in self.trail.entries], [("trip", "done"), ("other", "failed")])
-        self.assertEqual((session._tasks, session._acts), (set(), set()))
+        self.assertEqual((len(session._calls), session._calls._acts), (0, set()))
         self.assertEqual([frame for frame in link.take() if frame["type"] == "res"], [])
 
 

@@ -86,6 +86,7 @@ class ConfigTests(ConfigCase):
         told = self.imports("--config", "--dry-run")
         self.assertEqual((told["configuration"]["state"], told["sessions"][0]["key"]), ("planned", "agent:main:home"))
         self.assertFalse(self.state.exists())
+        self.assertIn("mayros security audit", self.mayros("import", str(self.original.folder), "--config", "--dry-run").stdout)
 
     def test_main_session(self) -> None:
         """What is the main session of an agent there is it here, also where it is called otherwise and the configuration is not taken over."""

@@ -17,7 +17,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from mayros.core.repair import LOST, repair
 from mayros.messages import text_of, unpack
 from mayros.net.statedir import StateDir
+from mayros.storage.original import folder as folder_module
+from mayros.storage.original import index as index_module
 from mayros.storage.original import lines as lines_module
+from mayros.storage.original import speech as speech_module
+from mayros.storage.original import turns as turns_module
+from mayros.storage.original.folder import Folder
 from mayros.storage.original.lines import Transcript, Unfit
 from mayros.storage.original.turns import Conversation
 from tests.original import UPDATED, Lines, call
@@ -159,6 +164,81 @@ class Damage(ImportCase):
         self.patch(lines_module, "MOST_LINES", 10)
         self.original.session("agent:main:blank", b"\n" * 11, "blank")
         self.assertIn("more than 10 lines", " ".join(self.imports(status=1)["broken"]))
+
+    def test_index_bounds(self) -> None:
+        """A sessions.json has bounds: how many sessions there are, how much is kept of them, and how deep it goes."""
+        for number in range(6):
+            self.original.session(f"agent:main:{number}", conversation(f"s{number}"), f"s{number}", label="x" * 50)
+        place = "agents/main/sessions/sessions.json: "
+        bounds = (
+            (folder_module, "MOST_SESSIONS", 5, "more than 5 sessions"),
+            (folder_module, "MOST_KEPT", 900, "larger than"),
+            (index_module, "MOST_BRACKETS", 20, "brackets"),
+        )
+        for module, name, value, words in bounds:
+            patched = self.patch(module, name, value)
+            (broken,) = self.imports(status=1)["broken"]
+            self.assertTrue(broken.startswith(place) and words in broken, broken)
+            patched.restore()
+        self.assertEqual(self.imports()["imported"], 6)
+
+    def test_values_of_an_entry(self) -> None:
+        """Only texts and numbers of a sane size are kept of an entry, however large the others are; keys may hold what JSON can say."""
+        key = 'agent:main:a"}{,:\\'
+        entry = {"label": [[]] * 9_000, "displayName": "x" * 9_000, "thinkingLevel": {"a": "}"}, "spawnDepth": 10**400, "other": ['"]}', {"{": ","}]}
+        self.original.session(key, conversation(), SID, **entry)
+        (one,) = Folder(str(self.original.folder)).sessions("main")
+        self.assertEqual((one.key, one.entry.session_id if one.entry else None), (key, SID))
+        assert one.entry is not None
+        self.assertEqual((one.entry.label, one.entry.display_name, one.entry.thinking_level), (False, False, False))
+        self.assertEqual(self.imports()["imported"], 1)
+
+    def test_long_lines(self) -> None:
+        """Images may make a line long; a long text, or very many parts, are what is passed over. What is read of it is a few times its size."""
+        for name, value in (("MOST_TEXT", 2_000), ("_SMALL", 1_000), ("MOST_OBJECTS", 20)):
+            self.patch(lines_module, name, value)
+        lines = Lines(SID)
+        lines.user("Seen.", "", {"type": "image", "data": "x" * 9_000, "mimeType": "image/png"})
+        lines.user("y" * 2_500)
+        lines.assistant(*[{"type": "text", "text": "part " * 6}] * 21)
+        lines.user("cut HALF", "", {"type": "image", "data": "x" * 9_000, "mimeType": "image/png"})
+        found, messages = read(lines.data.replace(b"HALF", b"\\ud83d"))
+        self.assertEqual(found.problems, [(3, "it is too long"), (4, "it is too long")])
+        self.assertEqual([text_of(unpack(raw)).splitlines()[0] for raw in messages], ["Seen.", "cut ?"])
+
+    def test_calls_and_results(self) -> None:
+        """Calls of a session, and results that wait for the end of their turn, have bounds. That all have one id takes no longer."""
+        self.patch(speech_module, "MOST_CALLS", 3_000)
+        lines = Lines(SID)
+        lines.assistant(*[call("one")] * 3_000)
+        _, messages = read(lines.data)
+        self.assertEqual(len(messages), 2)
+        self.assertEqual(len({made.id for made in unpack(messages[0]).tool_calls or ()}), 3_000)
+        lines.assistant(call("two"))
+        with self.assertRaisesRegex(Unfit, "more than 3,000 calls"):
+            read(lines.data)
+        self.patch(turns_module, "MOST_HELD", 1_000)
+        lines = Lines(SID)
+        lines.assistant(call("a"), call("b"))
+        lines.result("a", "x" * 600)
+        lines.assistant(call("c"))
+        lines.result("c", "x" * 600)
+        self.assertEqual(len(read(lines.data)[1]), 5)
+        lines.result("b", "x" * 600)
+        with self.assertRaisesRegex(Unfit, "results"):
+            read(lines.data)
+
+    def test_a_line_without_end(self) -> None:
+        """Of a file with holes, which costs nothing and is as large as one likes, no more is read than a transcript may have."""
+        self.patch(lines_module, "MOST_LINE", 1_000)
+        self.patch(lines_module, "MOST_BYTES", 4 << 20)
+        path = self.home / "holes"
+        with path.open("wb") as file:
+            file.truncate(64 << 20)
+        with path.open("rb") as file:
+            with self.assertRaisesRegex(Unfit, "larger than"):
+                Transcript(file)
+            self.assertLess(file.tell(), 8 << 20)
 
     def test_values_that_make_no_sense(self) -> None:
         """Times, counts and names are checked or left out; the message stays."""

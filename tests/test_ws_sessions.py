@@ -414,7 +414,7 @@ class RealStoreTests(TestCase):
 
         async def call(method: str, **params: Any) -> Any:
             tell(session, method, params)
-            while session._tasks:
+            while len(session._calls):
                 pause: Deferred[None] = Deferred()
                 reactor.callLater(0.002, pause.callback, None)  # type: ignore[attr-defined]
                 await pause

@@ -65,7 +65,7 @@ def log(remote: Remote, since: int | None, action: str | None, who: str | None, 
             rows = _stored(remote, since, action, who, limit)
         except (GatewayError, StartError):
             raise failure from None  # that there is no store either is no help
-        click.echo(f"{failure.message.partition(' (')[0]}; this is what its store has:", err=True)
+        click.echo(f"{failure.message.partition(' (')[0].rstrip('.')}; this is what its store has:", err=True)
         _print(remote, rows)
         _more(since, rows, limit)
 

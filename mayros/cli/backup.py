@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from mayros.cli.acts import note
-from mayros.cli.place import Place, here
+from mayros.cli.place import Place, here, stopped
 from mayros.cli.show import clean, print_json
-from mayros.errors import StartError
 
 if TYPE_CHECKING:
     from mayros.config.load import Loaded
@@ -170,14 +169,9 @@ def restore(ctx: click.Context, file: str, store_only: bool, yes: bool, as_json:
     archive stay as they are.
     """
     from mayros.cli.restoring import Restoring
-    from mayros.net.statedir import StateDir
 
     place = here(ctx)
-    state = StateDir.open(place.state_dir)
-    try:
-        state.lock()
-    except StartError as failure:
-        raise StartError(f"{failure}: stop it first (mayros gateway stop)" if failure.status == 1 else str(failure), failure.status) from failure
+    state = stopped(place)
     try:
         with tempfile.TemporaryDirectory(prefix=".restore-", dir=state.path) as folder:
             work = Restoring(place, file, folder, store_only)

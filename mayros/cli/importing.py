@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from mayros.cli.acts import note, now_ms
-from mayros.cli.place import Place, here
+from mayros.cli.place import Place, here, stopped
 from mayros.cli.show import clean, print_json, table
-from mayros.errors import StartError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from mayros.cli.adopting import Adoption
     from mayros.config.load import Loaded
     from mayros.core.audit_ports import Outcome
-    from mayros.net.statedir import StateDir
     from mayros.storage.original.folder import Folder
 
 #: Lines of one list that are shown; JSON has all that were kept.
@@ -85,7 +83,7 @@ def run(place: Place, path: str, options: Options, *, look: bool) -> dict[str, A
     adoption = plan(place, source.config, options.without) if look and source.config is not None else None
     if options.config:
         _fit(place, source, adoption)
-    state = None if options.dry else _locked(place)
+    state = None if options.dry else stopped(place)
     try:
         return _import(place, source, options, adoption)
     finally:
@@ -115,17 +113,6 @@ def _fit(place: Place, source: Folder, adoption: Adoption | None) -> None:
             f"{adoption.source} cannot be used here: {clean(adoption.problems[0])}{hint}. Leave keys out with --without KEY, set what is missing, or"
             " import without --config"
         )
-
-
-def _locked(place: Place) -> StateDir:
-    from mayros.net.statedir import StateDir
-
-    state = StateDir.open(place.state_dir)
-    try:
-        state.lock()
-    except StartError as failure:
-        raise StartError(f"{failure}: stop it first (mayros gateway stop)" if failure.status == 1 else str(failure), failure.status) from failure
-    return state
 
 
 def _import(place: Place, source: Folder, options: Options, adoption: Adoption | None) -> dict[str, Any]:
@@ -255,3 +242,5 @@ def _configuration(about: dict[str, Any] | None) -> None:
     _list("  Kept, but", about["ignored"])
     if about["flattened"]:
         click.echo("  Its included files become one with it, without comments.")
+    if about["state"] in ("written", "planned"):
+        click.echo("  It decides who gets in and what agents may do, as it did there: mayros security audit looks it over.")

@@ -14,7 +14,8 @@ from mayros.core.keys import SessionKey
 from mayros.core.routing import Directory
 from mayros.errors import InvalidRequest, StartError
 from mayros.storage.engine import cause
-from mayros.storage.original.folder import Entry, Folder, Stored, file_name
+from mayros.storage.original.folder import Folder, Stored, file_name
+from mayros.storage.original.index import Entry
 from mayros.storage.original.keep import Keeper, Nothing
 from mayros.storage.original.lines import Transcript, Unfit
 from mayros.storage.original.speech import moment

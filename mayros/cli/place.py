@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mayros.config.secret import AuthSecret
     from mayros.core.routing import Settings
     from mayros.net.certificates import Trust
+    from mayros.net.statedir import StateDir
     from mayros.ws.identity import Identity
 
 #: `connect(reactor, url, token=, password=, identity=, gateway=, scopes=, on_event=, timeout=)` of ws/client.py.
@@ -268,3 +269,15 @@ def read_token(path: str) -> str:
 def here(ctx: click.Context) -> Place:
     """The place of this command."""
     return ctx.ensure_object(Place)
+
+
+def stopped(place: Place) -> StateDir:
+    """The state directory, locked, so that no gateway runs on it or starts. Raises StartError."""
+    from mayros.net.statedir import StateDir
+
+    state = StateDir.open(place.state_dir)
+    try:
+        state.lock()
+    except StartError as failure:
+        raise StartError(f"{failure}: stop it first (mayros gateway stop)" if failure.status == 1 else str(failure), failure.status) from failure
+    return state

@@ -16,7 +16,9 @@ import click
 
 #: What a terminal would obey: the C0 and C1 controls but tab and newline.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_UNESCAPED = re.compile(r"[\x7f-\x9f]")
+_UNESCAPED = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+#: What makes other letters change their places: in a table somebody's name could look like another column.
+_TURNS = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
 
@@ -31,7 +33,7 @@ def cell(value: object) -> str:
         return ""
     if isinstance(value, list | tuple):
         return ", ".join(cell(item) for item in value)
-    return " ".join(clean(str(value)).split())
+    return " ".join(_TURNS.sub("", clean(str(value))).split())
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], terminal: bool | None = None) -> None:

@@ -1,6 +1,7 @@
 """The audit trail, as rows that are added and read. Decides nothing: core has the rules. Imports core.audit_ports, database and tables.
 
-Old rows go with the store's other pruning: after a year, and when there are too many, those first that were refused or only asked for.
+Old rows go with the store's other pruning: after a year, and when there are too many, those first that were refused or only asked for, then those of
+whoever has the most, so that nobody pushes out what others did.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from mayros.storage.tables import audit
 KEEP_MS = 365 * 86_400_000
 #: Rows that are kept at most; of them, such as `core.audit.NOISY` is about.
 MAX_ROWS, MAX_NOISE = 100_000, 20_000
+#: Rows that go in one job.
+CHUNK = 1_000
 
 _COLUMNS = tuple(audit.c[name] for name in AuditEntry.__struct_fields__)
 _NOISE = sa.or_(audit.c.outcome != "done", audit.c.action.in_(sorted(NOISY)))
@@ -98,9 +101,10 @@ def drop_old(connection: sa.Connection, before_ms: int, count: int) -> int:
 
 
 def drop(connection: sa.Connection, count: int, *, noise: bool) -> int:
-    """In the writer thread: delete the `count` oldest rows, of the noise or of all; how many there were."""
+    """In the writer thread: delete the `count` oldest rows of the noise, or of whoever has the most rows; how many there were."""
     oldest = sa.select(audit.c.id).order_by(audit.c.id).limit(count)
-    return _drop(connection, oldest.where(_NOISE) if noise else oldest)
+    most = sa.select(audit.c.who).group_by(audit.c.who).order_by(sa.func.count().desc(), audit.c.who).limit(1).scalar_subquery()
+    return _drop(connection, oldest.where(_NOISE if noise else audit.c.who == most))
 
 
 def _drop(connection: sa.Connection, which: sa.Select[int]) -> int:

@@ -105,7 +105,7 @@ class Maintenance:
             pass
         for noise, many in zip((True, False), await self._database.read(audit.excess), strict=True):
             while many > 0 and not self._stopped:
-                many -= await self._database.call(partial(audit.drop, count=min(many, CHUNK), noise=noise)) or many
+                many -= await self._database.call(partial(audit.drop, count=min(many, audit.CHUNK), noise=noise)) or many
         self._shortened = now_ms // HOUR_MS
 
     async def _chunks(self, prune: Callable[[sa.Connection], int]) -> int:

@@ -6,6 +6,7 @@ Loaded with the first such call. Imports core, wire and ws.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,7 +56,7 @@ AUDITED: Mapping[str, Audited] = MappingProxyType(
         "tokens.rotate": Audited("name", ("graceMs", "expiresAtMs")),
     }
 )
-#: Longer parameters, and values, are not looked at: whoever sends such may have nothing to say here.
+#: Of longer parameters the names are not told, of longer values only the size.
 _MAX_PARAMS, _MAX_VALUE = 256 << 10, 8 << 10
 
 
@@ -73,12 +74,12 @@ def actor_of(session: Session) -> Actor:
 def begun(session: Session, request: Request) -> Act:
     """What the trail will tell of a call."""
     audited = AUDITED[request.method]
-    params = _params(request.params) if audited != Audited() else {}
-    target = _value(params.get(audited.target or ""))
-    details = {name: _value(params.get(name)) for name in audited.told}
+    found = _named(audited, request.params)
+    target = _value(found[0]) if found[0] is not None and len(found[0]) <= _MAX_VALUE else None
+    details = dict(zip(audited.told, map(_value, found[1:]), strict=True))
     act = session.gateway.audit.begin(actor_of(session), request.method, target if isinstance(target, str) else None, request.id, **details)
     if audited.names:
-        act.tell(sent=sorted(name for name in params if name not in (audited.target, *audited.told)))
+        act.tell(sent=_sent(audited, request.params))
     return act
 
 
@@ -99,20 +100,39 @@ def invalid(error: InvalidConfig) -> str:
     return f"invalid config at {error.issue.path or 'the file as a whole'}"
 
 
-def _params(raw: msgspec.Raw) -> dict[str, msgspec.Raw]:
-    """The parameters, as far as they are an object of a sane size. What is none the handler refuses, and says why."""
-    if len(raw) > _MAX_PARAMS:
-        return {}
+@cache
+def _decoder(audited: Audited) -> msgspec.json.Decoder[msgspec.Struct]:
+    """Of the parameters that are named or told; whatever else is sent, it does not hide them."""
+    names = [name for name in (audited.target, *audited.told) if name is not None]
+    return msgspec.json.Decoder(msgspec.defstruct("Told", [(name, msgspec.Raw, msgspec.Raw()) for name in dict.fromkeys(names)]))
+
+
+def _named(audited: Audited, raw: msgspec.Raw) -> list[msgspec.Raw | None]:
+    """The target and what is told, as far as it was sent. What is no object the handler refuses, and says why."""
+    names = (audited.target or "", *audited.told)
     try:
-        found: dict[str, msgspec.Raw] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        params = _decoder(audited).decode(raw) if audited != Audited() else None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return {}
-    return found
+        params = None
+    return [getattr(params, name, msgspec.Raw()) or None for name in names]
+
+
+def _sent(audited: Audited, raw: msgspec.Raw) -> list[str] | str:
+    """The names of the other parameters."""
+    if len(raw) > _MAX_PARAMS:
+        return f"({len(raw)} bytes)"
+    try:
+        params: dict[str, msgspec.Raw] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return []
+    return sorted(name for name in params if name not in (audited.target, *audited.told))
 
 
 def _value(part: msgspec.Raw | None) -> object:
-    if part is None or len(part) > _MAX_VALUE:
+    if part is None:
         return None
+    if len(part) > _MAX_VALUE:
+        return f"({len(part)} bytes)"
     try:
         return msgspec.json.decode(part)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

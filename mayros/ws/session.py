@@ -6,9 +6,8 @@
 
 What comes while a device is being looked up waits, within the limit of the first message.
 
-Requests run side by side, and their answers may come in any order. When the socket is lost its requests are cancelled, but for those that are
-audited (ws/acts.py), which are done to their end; the runs they started go on. Handlers raise; `_failed` is where errors become frames.
-Imports mayros.core, mayros.wire and mayros.ws.
+Requests run side by side, and their answers may come in any order. When the socket is lost its requests are cancelled, as far as calls.py says;
+the runs they started go on. Handlers raise; `_failed` is where errors become frames. Imports mayros.core, mayros.wire and mayros.ws.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from mayros.core.ports import Principal, Run
 from mayros.errors import GatewayError, InvalidRequest, Unauthorized, Unavailable
 from mayros.wire import frames
 from mayros.wire.frames import ErrorShape, NotARequest, NotJson, Request
+from mayros.ws.calls import Calls
 from mayros.ws.connect import Admitted, Refused, Source, hello, judge
 from mayros.ws.context import Gateway, Judge, Link
 from mayros.ws.methods.table import METHODS, NARROWED, Handler
-from mayros.ws.timing import Timing
 from mayros.ws.toolfeed import TOOL_EVENTS
 
 log = Logger()
@@ -60,12 +59,8 @@ class Session:
         self._challenge = str(uuid.uuid4())
         self._early: list[tuple[bytes, bool]] = []
         self._handshake: IDelayedCall | None = None
-        self._tasks: set[Deferred[None]] = set()
-        #: Of the tasks those that are not cancelled.
-        self._acts: set[Deferred[None]] = set()
-        self._act: Act | None = None
+        self._calls = Calls(gateway)
         self._present: str | None = None
-        self._timing = Timing(gateway)
 
     @property
     def principal(self) -> Principal:
@@ -80,8 +75,8 @@ class Session:
     @property
     def acting(self) -> Act:
         """What the audit trail will tell of the call, for its handler, until that spawns or returns. Only for methods that are audited."""
-        assert self._act is not None
-        return self._act
+        assert self._calls.act is not None
+        return self._calls.act
 
     def may(self, scope: str) -> bool:
         """Whether the client has a scope: literally, by `operator.admin`, or read by write."""
@@ -143,8 +138,7 @@ class Session:
             gateway.let_in.lost(admitted.way, self)
         if self._present is not None and gateway.presence.disconnected(self._present, gateway.now_ms()):
             gateway.broadcaster.presence_changed()
-        for task in self._tasks - self._acts:
-            task.cancel()
+        self._calls.cancel()
 
     def reply(self, request_id: str, payload: object) -> None:
         """Answer a request."""
@@ -167,25 +161,7 @@ class Session:
 
     def spawn(self, request_id: str, handler: Coroutine[Deferred[object], object, None]) -> None:
         """Run the rest of a request beside the others; what it raises is its answer."""
-        act, self._act = self._act, None
-        task: Deferred[None] = Deferred.fromCoroutine(handler)
-        self._tasks.add(task)
-        self._timing.goes_on(task)
-        if act is not None:
-            self._acts.add(task)
-            task.addBoth(self._acted, act)
-        task.addErrback(self._failed, request_id).addBoth(self._ended, task)
-
-    def _ended(self, _result: None, task: Deferred[None]) -> None:
-        self._tasks.discard(task)
-        self._acts.discard(task)
-
-    def _acted(self, result: Failure | None, act: Act) -> Failure | None:
-        """An audited call is over."""
-        from mayros.ws.acts import over  # loaded by now
-
-        over(self.gateway.audit, act, result.value if isinstance(result, Failure) else None)
-        return result
+        self._calls.spawn(handler, lambda failure: self._failed(failure, request_id))
 
     # Before hello-ok
 
@@ -279,17 +255,14 @@ class Session:
         except NotARequest as error:
             self.refuse(error.id, ErrorShape("INVALID_REQUEST", error.message))
             return
-        self._timing.begins(request.method)
+        self._calls.begins(request.method)
         failure = None
         try:
             self._handler(request)(self, request)
         except Exception:  # noqa: BLE001  a defect must cost one request, not the connection
             failure = Failure()
             self._failed(failure, request.id)
-        self._timing.answered(failure is None)
-        if self._act is not None:
-            act, self._act = self._act, None
-            self._acted(failure, act)
+        self._calls.returned(failure)
 
     def _handler(self, request: Request) -> Handler:
         """Who answers; raises Refused, and Unavailable. A method that is not there needs `operator.admin` like any that is not listed."""
@@ -298,7 +271,7 @@ class Session:
         if entry is not None and entry.audited:
             from mayros.ws.acts import begun
 
-            self._act = begun(self, request)
+            self._calls.act = begun(self, request)
         scope = "operator.admin" if entry is None else entry.scope
         if scope is not None:
             if self.admitted is not None and self.admitted.role != "operator":
@@ -310,7 +283,7 @@ class Session:
         if entry is None:
             known = "connect is only valid as the first request" if method == "connect" else f"unknown method: {method[:_MAX_SHOWN]}"
             raise Refused(ErrorShape("INVALID_REQUEST", known))
-        if len(self._tasks) >= MAX_IN_FLIGHT:
+        if len(self._calls) >= MAX_IN_FLIGHT:
             raise Unavailable(f"More than {MAX_IN_FLIGHT} requests of this connection are running. Wait for some of them.")
         return entry.handler
 

@@ -16,7 +16,8 @@ from mayros.core.ports import SessionSettings
 from mayros.core.usage_ports import day_of
 from mayros.events import Usage
 from mayros.storage.original.lines import Transcript
-from mayros.storage.original.turns import Conversation, Row, Sums
+from mayros.storage.original.turns import Conversation, Row
+from mayros.storage.original.used import Sums
 from mayros.storage.settings import write_settings
 from mayros.storage.statements import EntryRow, Statements, Used, summed
 from mayros.storage.tables import deleted_sessions, entries, session_history, sessions

@@ -7,18 +7,18 @@ was before it. A line that ends in its middle at the end of the file is what a g
 
 from __future__ import annotations
 
-import json
+import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
 #: Bytes of one line and of one file, entries and lines of one file, characters of an id.
-MOST_LINE, MOST_BYTES, MOST_ENTRIES, MOST_LINES, MOST_ID = 64 << 20, 4 << 30, 250_000, 1_000_000, 64
-#: Bytes of a line that is mended: that makes all of it Python's, several times as large.
-MOST_MENDED = 16 << 20
+MOST_LINE, MOST_BYTES, MOST_ENTRIES, MOST_LINES, MOST_ID = 32 << 20, 4 << 30, 250_000, 1_000_000, 64
+#: Of a line the bytes that are no image's, which become Python's and up to four times as large; and the objects in a line of more than 1 MB.
+MOST_TEXT, MOST_OBJECTS, _SMALL = 4 << 20, 100_000, 1 << 20
 #: Problems of one file that are told one by one.
 TOLD = 100
 #: What reading JSON from outside may end with.
@@ -30,6 +30,10 @@ _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
 class Unfit(Exception):
     """Why a session is not taken."""
+
+
+class TooLong(ValueError):
+    """Why a line is not read."""
 
 
 class Problem(NamedTuple):
@@ -55,15 +59,58 @@ class _Cut(msgspec.Struct, gc=False, rename="camel"):
     first_kept_entry_index: int | None = None
 
 
+class _Image(msgspec.Struct, gc=False):
+    data: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Images(msgspec.Struct, gc=False):
+    content: list[_Image]
+
+
+class _Shown(msgspec.Struct, gc=False):
+    message: _Images
+
+
 _head = msgspec.json.Decoder(_Head).decode
 _cut = msgspec.json.Decoder(_Cut).decode
+_shown = msgspec.json.Decoder(_Shown).decode
+#: An escaped character of two halves, a half by itself, escaped backslashes.
+_HALVES = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|(?:\\\\)++",
+)
+T = TypeVar("T")
 
 
-def mended(data: bytes) -> bytes:
-    """The line with `?` for halves of characters, which JavaScript writes where it has cut a text. Raises one of UNREADABLE."""
-    if len(data) > MOST_MENDED or b"\\ud" not in data.lower():
-        raise ValueError("no JSON")
-    return json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace")
+def decoded(decode: Callable[[bytes | bytearray], T], data: bytes) -> T:
+    """The line, with `?` for halves of characters, which JavaScript writes where it has cut a text. Raises one of UNREADABLE."""
+    try:
+        return decode(data)
+    except UNREADABLE:
+        whole = None
+        for found in _HALVES.finditer(data):
+            if found["half"] is not None:
+                whole = bytearray(data) if whole is None else whole
+                whole[found.start() : found.end()] = b"\\u003f"
+        if whole is None:
+            raise
+        return decode(whole)
+
+
+def bounded(data: bytes) -> bytes:
+    """The line, if it may be read: images make it long, text and the number of its parts must not. Raises TooLong."""
+    if len(data) > MOST_LINE or (len(data) > _SMALL and data.count(b"{") > MOST_OBJECTS):
+        raise TooLong
+    if len(data) > MOST_TEXT and len(data) - _pictured(data) > MOST_TEXT:
+        raise TooLong
+    return data
+
+
+def _pictured(data: bytes) -> int:
+    """The bytes of the images in a line."""
+    try:
+        return sum(memoryview(part.data).nbytes for part in decoded(_shown, data).message.content)
+    except UNREADABLE:
+        return 0
 
 
 class Transcript:
@@ -82,15 +129,10 @@ class Transcript:
     def _index(self) -> None:
         for number, offset, data, ended in self._walk():
             try:
-                if data is None:
-                    raise ValueError("it is too long")
-                try:
-                    head = _head(data)
-                except UNREADABLE:
-                    head = _head(mended(data))
+                head = decoded(_head, bounded(data))
             except UNREADABLE as error:
-                if ended or data is None:
-                    self.told(number, "it is too long" if data is None else _words(error))
+                if ended or isinstance(error, TooLong):
+                    self.told(number, _words(error))
                 continue
             if head.type == "session":
                 self.began = head.timestamp if not self._offsets else self.began
@@ -104,23 +146,23 @@ class Transcript:
             self._lines.append(number)
             self._parents.append(parent)
             self._kinds.append(_NUMBERS.get(head.type, 0))
-            if head.id is not None and len(head.id) <= MOST_ID:
+            if head.id is not None and len(head.id) <= MOST_ID and head.id.isascii():
                 self._ids[head.id] = own
 
-    def _walk(self) -> Iterator[tuple[int, int, bytes | None, bool]]:
-        """Each line that is not blank: its number, where it begins, its bytes (None: too long), and whether it has its end."""
+    def _walk(self) -> Iterator[tuple[int, int, bytes, bool]]:
+        """Each line that is not blank: its number, where it begins, its bytes (more than MOST_LINE: not all), and whether it has its end."""
         number = offset = 0
         while data := self._file.readline(MOST_LINE + 1):
             number += 1
-            begin, offset, kept, ended = offset, offset + len(data), len(data) <= MOST_LINE, data.endswith(b"\n")
-            while not kept and not ended and (rest := self._file.readline(1 << 20)):
+            begin, offset, ended = offset, offset + len(data), data.endswith(b"\n")
+            while len(data) > MOST_LINE and not ended and offset <= MOST_BYTES and (rest := self._file.readline(1 << 20)):
                 offset, ended = offset + len(rest), rest.endswith(b"\n")
             if offset > MOST_BYTES:
                 raise Unfit(f"its transcript is larger than {MOST_BYTES >> 30} GB")
             if number > MOST_LINES:
                 raise Unfit(f"its transcript has more than {MOST_LINES:,} lines")
-            if data.strip():
-                yield number, begin, data if kept else None, ended
+            if not data.isspace():
+                yield number, begin, data, ended
 
     def told(self, line: int, reason: str) -> None:
         """Keep that a line is passed over."""
@@ -164,13 +206,15 @@ class Transcript:
         return self._lines[place]
 
     def read(self, place: int) -> bytes:
-        """The line of an entry."""
+        """The line of an entry. Raises TooLong: it is another one than it was."""
         self._file.seek(self._offsets[place])
-        return self._file.readline(MOST_LINE + 1)
+        return bounded(self._file.readline(MOST_LINE + 1))
 
 
 def _words(error: BaseException) -> str:
     """What is wrong with a line, without anything of what it says."""
+    if isinstance(error, TooLong):
+        return "it is too long"
     if isinstance(error, RecursionError):
         return "it is nested too deep"
     if isinstance(error, UnicodeDecodeError):

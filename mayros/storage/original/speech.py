@@ -15,10 +15,12 @@ from datetime import datetime
 import msgspec
 
 from mayros.messages import Function, ImagePart, ImageUrl, Message, ProviderState, TextPart, ToolCall
-from mayros.storage.original.lines import UNREADABLE
+from mayros.storage.original.lines import UNREADABLE, Unfit
 
 #: Longest name of a provider or a model, of a tool, and the largest state that providers take back.
 MOST_NAME, MOST_TOOL, MOST_STATE = 200, 128, 1 << 20
+#: Calls of one conversation, and characters of the id that one has there.
+MOST_CALLS, MOST_CALL_ID = 50_000, 512
 #: Bytes of a time.
 _MOST_MOMENT = 64
 FAILED = ("error", "aborted")
@@ -91,17 +93,20 @@ class CallIds:
 
     def __init__(self) -> None:
         self._used: set[str] = set()
+        #: How often an id was wanted again.
+        self._again: dict[str, int] = {}
         #: The original's id -> ours.
         self.open: dict[str, str] = {}
 
     def made(self, asked: str) -> str:
-        """The id of a new call."""
+        """The id of a new call. Raises Unfit where there are too many."""
+        if len(self._used) == MOST_CALLS:
+            raise Unfit(f"it has more than {MOST_CALLS:,} calls of tools")
         # An id of OpenAI's Responses is two: the call's and the item's.
         wanted = asked.partition("|")[0]
         found = wanted = wanted if _ID.fullmatch(wanted) else f"call_{len(self._used)}"
-        again = 1
         while found in self._used:
-            again += 1
+            again = self._again[wanted] = self._again.get(wanted, 1) + 1
             found = f"{wanted[:110]}_{again}"
         self._used.add(found)
         self.open[asked] = found
@@ -205,7 +210,7 @@ def assistant(said: Said, ids: CallIds) -> Message | None:
 
 
 def _callable(part: Part) -> bool:
-    return bool(part.id) and bool(part.name) and len(part.name) <= MOST_TOOL and part.name.isprintable()
+    return 0 < len(part.id) <= MOST_CALL_ID and bool(part.name) and len(part.name) <= MOST_TOOL and part.name.isprintable()
 
 
 def _call(part: Part, ids: CallIds) -> ToolCall:

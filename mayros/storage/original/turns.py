@@ -7,6 +7,7 @@ is left out, as the original does when it asks a model.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,17 +20,18 @@ from mayros.core.usage_ports import day_of
 from mayros.events import FinishReason, Outcome, Usage
 from mayros.messages import Message, pack
 from mayros.storage.original import speech
-from mayros.storage.original.lines import UNREADABLE, Transcript, mended
+from mayros.storage.original.lines import UNREADABLE, Transcript, Unfit, decoded
 from mayros.storage.original.speech import CallIds, Line, Said
+from mayros.storage.original.used import Sums, UsedBy, usage_of
 from mayros.storage.turns import NO_TEXT
 
 #: Models that are none: messages that the gateway itself has put into a transcript.
 _GATEWAY = ("gateway-injected", "delivery-mirror")
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "toolUse": "tool_calls"}
 _OUTCOMES: dict[str, Outcome] = {"error": "error", "aborted": "aborted"}
-_MOST_TOKENS, _NANO = 1 << 40, 1_000_000_000
-#: (day, provider, model)
-UsedBy = tuple[str, str, str]
+#: Characters of the results that wait for what comes after their turn's message, and days and models whose use is told apart.
+MOST_HELD, MOST_USED = 8 << 20, 10_000
+_PIECE = 1 << 20
 
 
 class Row(NamedTuple):
@@ -39,46 +41,6 @@ class Row(NamedTuple):
     run_id: str
     created_ms: int
     meta: EntryMeta | None = None
-
-
-class Sums:
-    """What a conversation came to. `used`: runs, model turns and what they used, by day and model."""
-
-    def __init__(self) -> None:
-        self.messages = self.turns = self.left_out = 0
-        self.usage = Usage()
-        self.used: dict[UsedBy, tuple[int, int, Usage]] = {}
-        self.first_ms: int | None = None
-
-
-class _Cost(msgspec.Struct, gc=False):
-    total: float = 0
-
-
-class _Tokens(msgspec.Struct, gc=False, rename="camel"):
-    input: float = 0
-    output: float = 0
-    cache_read: float = 0
-    cache_write: float = 0
-    cost: _Cost | None = None
-
-
-_tokens = msgspec.json.Decoder(_Tokens).decode
-
-
-def usage_of(raw: msgspec.Raw) -> Usage:
-    """What a message used; nothing where that makes no sense."""
-    try:
-        found = _tokens(raw)
-    except UNREADABLE:
-        return Usage()
-    dollars = min(max(0.0, found.cost.total), 1e6) if found.cost is not None else 0.0
-    cached = _count(found.cache_read), _count(found.cache_write)
-    return Usage(_count(found.input), _count(found.output), *cached, cost_nano=round(dollars * _NANO))
-
-
-def _count(count: float) -> int:
-    return min(max(0, int(count)), _MOST_TOKENS)
 
 
 class Conversation:
@@ -93,6 +55,7 @@ class Conversation:
         #: The model's last message of the turn (None: it said nothing), what it is known by, and the results after it.
         self._last: tuple[Message | None, Said, int] | None = None
         self._results: list[Row] = []
+        self._held = 0
         #: Whether anything of the turn beside the user's words was given out, and whether there is a turn.
         self._answered = self._open = False
 
@@ -118,13 +81,10 @@ class Conversation:
             yield self._counted(Row(_text(Message("tool", LOST, tool_call_id=call)), self._run, self._time))
 
     def _read(self, place: int) -> Line | None:
-        data = self._transcript.read(place)
         try:
-            try:
-                data.decode()  # what is taken over as it stands is not looked into
-                return speech.decode(data)
-            except UNREADABLE:
-                return speech.decode(mended(data))
+            data = self._transcript.read(place)
+            _check(data)
+            return decoded(speech.decode, data)
         except UNREADABLE:
             self._transcript.told(self._transcript.line(place), "it is no message of a transcript")
             return None
@@ -181,7 +141,7 @@ class Conversation:
                 return
             if before is not None and known.ended not in speech.FAILED:
                 yield from self._give(before, _meta(known), time)
-            self._results.clear()
+            self._let_go()
         self._last = (message, said, self._time)
 
     def _result(self, said: Said) -> Iterator[Row]:
@@ -192,6 +152,9 @@ class Conversation:
         row = Row(_text(message), self._run, self._time)
         if self._last is not None:
             self._results.append(row)
+            self._held += len(row.body)
+            if self._held > MOST_HELD:
+                raise Unfit(f"the results of one message's calls are larger than {MOST_HELD >> 20} MB")
         else:
             self._begin()
             yield self._counted(row)
@@ -200,7 +163,11 @@ class Conversation:
         self._answered = True
         yield self._counted(Row(_text(message), self._run, time, meta))
         yield from map(self._counted, self._results)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._results.clear()
+        self._held = 0
 
     def _end(self) -> Iterator[Row]:
         """The turn is over: its last message tells how."""
@@ -216,7 +183,7 @@ class Conversation:
             elif not self._answered:
                 yield self._counted(Row(NO_TEXT, self._run, time, meta))
         self._last, self._answered, self._open = None, False, False
-        self._results.clear()
+        self._let_go()
 
     def _count(self, said: Said) -> None:
         usage = usage_of(said.usage)
@@ -230,13 +197,24 @@ class Conversation:
         if provider is None or model is None or model in _GATEWAY:
             return None
         time = speech.moment(said.timestamp)
-        return (day_of(min(time, self._now_ms)), provider, model) if time is not None else None
+        if time is None:
+            return None
+        by = day_of(min(time, self._now_ms)), provider, model
+        return by if by in self.sums.used or len(self.sums.used) < MOST_USED else None
 
     def _counted(self, row: Row) -> Row:
         self.sums.messages += 1
         if self.sums.first_ms is None:
             self.sums.first_ms = row.created_ms
         return row
+
+
+def _check(data: bytes) -> None:
+    """Whether the line is UTF-8: what is taken over as it stands is not looked into later. Raises UnicodeDecodeError."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for at in range(0, len(data), _PIECE):
+        decoder.decode(data[at : at + _PIECE])
+    decoder.decode(b"", True)
 
 
 def _text(message: Message) -> str:
