@@ -134,11 +134,15 @@ class Exchanges(InMemory):
         self.assertEqual(self.server.wires[0].request, b"POST /v1/chat HTTP/1.1\r\nHost: x\r\nX-Request-Id: 7\r\nContent-Length: 2\r\n\r\n{}")
 
     def test_keeps_the_connection(self) -> None:
-        """Exchanges one after the other share a connection, and no timer is left behind but the pool's."""
+        """Exchanges one after the other share a connection and its timer; that, and the pool's, are all that is left behind, and it does not last."""
         for _ in range(3):
             self.assertEqual(self.answer(HI), b"hi")
         self.assertEqual(len(self.server.wires), 1)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 2)
+        self.clock.advance(min(self.origin.first_byte_timeout, self.origin.idle_timeout))
+        self.assertTrue(self.server.wires[0].connected)
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.assertEqual(self.answer(HI), b"hi")
         self.origin.close()
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertFalse(self.server.wires[0].connected)

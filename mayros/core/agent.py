@@ -114,8 +114,10 @@ class AgentLoop:
                             if not heard:
                                 heard = True
                                 course.answered()
-                            batch = [priced(event, model.cost) if type(event) is Usage else event for event in batch]
-                            spoken = spoken or any(type(event) in DELTAS for event in batch)
+                            kinds = {type(event) for event in batch}
+                            if Usage in kinds:
+                                batch = [priced(event, model.cost) if type(event) is Usage else event for event in batch]
+                            spoken = spoken or not DELTAS.isdisjoint(kinds)
                             if reply is None:
                                 yield batch
                             elif kept := reply.take(batch):

@@ -129,9 +129,10 @@ class Connection(protocol.Protocol):
         self._refused: str | None = None
         self._busy = True
         self._exchanges += 1
-        # The one timer of the exchange: it compares with `_since`, so that nothing is done about it for each read.
+        # The one timer of the connection: it compares with `_since`, so that nothing is done about it for each read, nor for most exchanges.
         self._since = self._clock.seconds()
-        self._timer = self._clock.callLater(min(self._pool.first_byte_timeout, self._pool.idle_timeout), self._check)
+        if self._timer is None:
+            self._timer = self._clock.callLater(min(self._pool.first_byte_timeout, self._pool.idle_timeout), self._check)
         self._upload = None
         if sum(map(len, request)) > LARGE:
             self._upload = Upload(self.transport, request)
@@ -156,7 +157,8 @@ class Connection(protocol.Protocol):
 
     def retire(self) -> None:
         """Close a kept connection politely: TLS says goodbye, and has a second for it."""
-        self._timer = self._clock.callLater(SETTLE_SECONDS, self._check)
+        self._stop_timer()
+        self._timer = self._clock.callLater(SETTLE_SECONDS, self._too_long)
         self.transport.loseConnection()
 
     # The response, as its consumer sees it.
@@ -290,7 +292,6 @@ class Connection(protocol.Protocol):
         """The timer: ends what waits too long. While the consumer is busy elsewhere it is not the server that is late."""
         self._timer = None
         if not self._busy:
-            self._abort()
             return
         if self._draining:
             self._finish()
@@ -305,6 +306,11 @@ class Connection(protocol.Protocol):
             self._fail(IdleTimeout(f"Nothing came for {limit:g} s in the middle of the answer."))
         else:
             self._fail(FirstByteTimeout(f"No answer began within {limit:g} s."))
+
+    def _too_long(self) -> None:
+        """The server does not answer the goodbye."""
+        self._timer = None
+        self._abort()
 
     async def _more(self) -> None:
         """Wait for the next read."""
@@ -345,7 +351,6 @@ class Connection(protocol.Protocol):
             return
         if self._complete and self._reusable and self._lost is None and (self._upload is None or self._upload.done):
             self._busy = self._draining = False
-            self._stop_timer()
             self._pool.keep(self)
         else:
             self.drop()

@@ -103,9 +103,11 @@ def counts(usage: ChatUsage | None) -> Usage:
     """
     if usage is None:
         return Usage()
-    prompt = usage.prompt_tokens_details or _PROMPT
-    completion = usage.completion_tokens_details or _COMPLETION
     total, output = count(usage.prompt_tokens), count(usage.completion_tokens)
+    prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
+    if prompt is None and completion is None and not usage.prompt_cache_hit_tokens and not usage.cached_tokens:
+        return Usage(total, output)
+    prompt, completion = prompt or _PROMPT, completion or _COMPLETION
     thoughts = count(completion.reasoning_tokens)
     if thoughts and count(usage.total_tokens) >= total + output + thoughts:
         output += thoughts

@@ -84,6 +84,10 @@ _EXTRA = (
 )  # fmt: skip
 
 
+#: Fields that mean here what they mean there.
+_SAMPLING = ("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "reasoning_effort", "top_logprobs")
+
+
 class _Outline(msgspec.Struct, gc=False):
     """A large body at first sight: nothing is made of it, so that this is quick whatever it holds."""
 
@@ -226,23 +230,19 @@ def _sampling(request: _Request) -> dict[str, Any]:
         raise InvalidValue("stop must be a text or at most 4 texts, none of them empty.", param="stop")
     if request.prediction is not None:
         bounded(request.prediction, "prediction")
-    asked: dict[str, Any] = {
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "max_tokens": request.max_completion_tokens or request.max_tokens,
-        "stop": tuple(stop) if stop else None,
-        "seed": request.seed,
-        "frequency_penalty": request.frequency_penalty,
-        "presence_penalty": request.presence_penalty,
-        "reasoning_effort": request.reasoning_effort,
-        "logprobs": request.logprobs or None,
-        "top_logprobs": request.top_logprobs,
-        "extra": {name: value for name in _EXTRA if (value := getattr(request, name)) is not None} or None,
-    }
+    asked: dict[str, Any] = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
     for name, value in asked.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidValue(f"{name} must be a finite number.", param=name)
-    return {name: value for name, value in asked.items() if value is not None}
+    if limit := request.max_completion_tokens or request.max_tokens:
+        asked["max_tokens"] = limit
+    if stop:
+        asked["stop"] = tuple(stop)
+    if request.logprobs:
+        asked["logprobs"] = True
+    if extra := {name: value for name in _EXTRA if (value := getattr(request, name)) is not None}:
+        asked["extra"] = extra
+    return asked
 
 
 def _metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
