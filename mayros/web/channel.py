@@ -36,7 +36,7 @@ class GatewayChannel(HTTPChannel):
 
     # As with requests: a dict of what Twisted and we keep of a connection would be past what instances share.
     __slots__ = (
-        *("_counted", "_host", "_real_peer", "_refused", "asked", "body_due"),
+        *("_counted", "_host", "_peer", "_real_peer", "_refused", "asked", "body_due"),
         *("_dataBuffer", "_handlingRequest", "_transferDecoder", "callLater", "factory", "requestFactory", "requests"),
         *("site", "timeOut", "transport"),
     )
@@ -45,10 +45,11 @@ class GatewayChannel(HTTPChannel):
     transport: Any
     _counted: tuple[str | None] | None
     _host: Any
+    _peer: Any
 
     def __init__(self) -> None:
         super().__init__()
-        self.transport = self._counted = self._host = None
+        self.transport = self._counted = self._host = self._peer = None
         self._refused = False
         #: The head is complete, the body is not, and its time does not run yet.
         self.body_due = False
@@ -93,6 +94,12 @@ class GatewayChannel(HTTPChannel):
             self._host = self.transport.getHost()
         return self._host
 
+    def getPeer(self) -> Any:
+        """Who is at the other end; the same for all requests, the first of which comes after what a proxy says of it."""
+        if self._peer is None:
+            self._peer = self.transport.getPeer()
+        return self._peer
+
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         """Write status line and headers in one piece; Twisted's own hands the transport forty."""
         lines = [b"%b %b %b" % (version, code, reason)]
@@ -119,7 +126,7 @@ class GatewayChannel(HTTPChannel):
 
     def client_address(self, headers: Callable[[bytes], Any]) -> Address:
         """Who is at the other end, by the rules for proxies."""
-        peer = peer_of(self.transport)
+        peer = peer_of(self)
         rules = self.site.gate.rules
         if peer == self._real_peer:
             return rules.of(peer, headers)
