@@ -18,6 +18,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+import mayros
 from mayros.core.address import AddressRules
 from mayros.core.api_tokens import ApiTokens, Wanted
 from mayros.core.audit import ALL, EACH, MAX_DETAILS, MAX_TARGET, Audit
@@ -41,7 +42,7 @@ from tests.test_ws import REMOTE
 
 SECRET = "the-key-of-a-provider-0123456789"
 ANN = Actor("token:ann", "ws", "Ann's laptop", "203.0.113.9", "c-1")
-PACKAGE = Path(__file__).parent.parent / "mayros"
+PACKAGE = Path(mayros.__file__).parent
 
 
 class FakeTrail:
@@ -321,7 +322,7 @@ class TableTests(SynchronousTestCase):
 
     def test_documented(self) -> None:
         """docs/operations.md has the actions that there are, and no others."""
-        text = (PACKAGE.parent / "docs" / "operations.md").read_text()
+        text = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
         section = text.partition("### Who changed what")[2].partition("\n## ")[0].partition("\n### ")[0]
         told = {name for row in section.splitlines() if row.startswith("| `") for name in re.findall(r"`([a-z.]+)`", row.split("|")[1])}
         noted = set(AUDITED).union(*(_noted(path) for path in PACKAGE.rglob("*.py")))
