@@ -14,12 +14,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import faults_children, faults_life, faults_store, faults_time
+from bench import faults_children, faults_life, faults_store, faults_time, faults_units
 from bench.faults_rig import Part, Place, Row
 from tests.daemon import Upstream
 
 LIMIT_SECONDS = 150
-ROWS: dict[str, Row] = dict(sorted({**faults_store.ROWS, **faults_life.ROWS, **faults_time.ROWS, **faults_children.ROWS}.items()))
+_BY_SUBJECT = (faults_store.ROWS, faults_life.ROWS, faults_time.ROWS, faults_children.ROWS, faults_units.ROWS)
+ROWS: dict[str, Row] = dict(sorted((name, row) for rows in _BY_SUBJECT for name, row in rows.items()))
 
 
 class Late(Exception):
