@@ -10,7 +10,7 @@ from typing import Any
 import click
 import sqlalchemy as sa
 
-from mayros.core.keys import SessionKey
+from mayros.core.keys import SessionKey, normalise_agent_id
 from mayros.core.routing import Directory
 from mayros.errors import InvalidRequest, StartError
 from mayros.storage.engine import cause
@@ -36,6 +36,7 @@ class Moving:
     def __init__(self, source: Folder, directory: Directory, engine: sa.Engine | None, now_ms: int, *, main_key: str, dry: bool, quiet: bool) -> None:
         self._source, self._directory, self._main_key, self._quiet = source, directory, main_key, quiet
         self._keeper = Keeper(engine, now_ms, dry=dry)
+        #: The sessions that were imported.
         self._done: set[str] = set()
         self._shown = 0.0
         self._sessions: list[dict[str, Any]] = []
@@ -43,7 +44,7 @@ class Moving:
         self._bad_lines: list[str] = []
         self._notes: list[str] = []
         self._agents: dict[str, None] = {}
-        self._imported = self._messages = self._existing = self._empty = self._bad = 0
+        self._messages = self._existing = self._empty = self._bad = 0
 
     def run(self, *, orphans: bool) -> dict[str, Any]:
         """Import everything; what was done, for people and programs. Raises StartError where the store cannot be written."""
@@ -57,19 +58,19 @@ class Moving:
             for session in self._source.transcripts(agent)
             if (agent, f"{session}.jsonl") not in named
         ]
-        total = len(stored) + (len(loose) if orphans else 0)
-        for number, one in enumerate([*stored, *(loose if orphans else ())]):
-            self._progress(number, total)
+        wanted = [*stored, *(loose if orphans else ())]
+        for number, one in enumerate(wanted):
+            self._progress(number, len(wanted))
             try:
                 self._one(one)
             except (Unfit, OSError) as error:
                 reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
                 self._broken.append(f"{_place(one.agent)}/sessions.json: {one.key[:200]}: {reason}")
             except sa.exc.SQLAlchemyError as error:
-                raise StartError(f"The store cannot be written ({cause(error)}); {self._imported} sessions were imported before.", 1) from error
-        self._progress(total, total, last=True)
+                raise StartError(f"The store cannot be written ({cause(error)}); {len(self._done)} sessions were imported before.", 1) from error
+        self._progress(len(wanted), len(wanted), last=True)
         return {
-            "imported": self._imported,
+            "imported": len(self._done),
             "messages": self._messages,
             "existing": self._existing,
             "empty": self._empty,
@@ -105,7 +106,7 @@ class Moving:
 
     def _key(self, stored: Stored, entry: Entry) -> SessionKey:
         """The session here: as it was called, or by its id where that is another session of this import."""
-        agent = self._source.agent_id(stored.agent)
+        agent = normalise_agent_id(stored.agent)
         try:
             key = SessionKey.parse(stored.key, None, agent, self._directory.main_key, param="its key", reserved=True)
         except InvalidRequest as error:
@@ -131,7 +132,6 @@ class Moving:
                     self._told(stored, entry, transcript)
         self._done.add(str(key))
         self._agents[key.agent_id] = None
-        self._imported += 1
         self._messages += kept.messages
         if kept.label is not None:
             self._notes.append(f"{key}: another session has its label {kept.label!r}")

@@ -13,7 +13,7 @@ from contextlib import closing
 from urllib.parse import quote
 
 from mayros.errors import StartError
-from mayros.net.files import sync, sync_directory
+from mayros.net.files import new_file, sync, sync_directory
 
 #: Pages of one step: between two of them Ctrl-C is heard.
 PAGES = 2_048
@@ -29,7 +29,7 @@ def copy_store(source: str, target: str, *, pages: int = PAGES, stepped: Callabl
     left behind then. `stepped(status, remaining, total)` is told of the pages after each step.
     """
     try:
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        new_file(target).close()
     except OSError as error:
         raise StartError(f"{target}: {error.strerror}", 1) from None
     try:

@@ -101,8 +101,7 @@ class Maintenance:
         """Once an hour: the oldest rows of the audit trail go."""
         if self._shortened == now_ms // HOUR_MS:
             return
-        while await self._database.call(partial(audit.drop_old, before_ms=now_ms - audit.KEEP_MS, count=CHUNK)) == CHUNK and not self._stopped:
-            pass
+        await self._chunks(partial(audit.drop_old, before_ms=now_ms - audit.KEEP_MS, count=CHUNK))
         for noise, many in zip((True, False), await self._database.read(audit.excess), strict=True):
             while many > 0 and not self._stopped:
                 many -= await self._database.call(partial(audit.drop, count=min(many, audit.CHUNK), noise=noise)) or many

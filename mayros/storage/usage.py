@@ -81,13 +81,14 @@ def used(turn: Turn, result: RunResult, principal: str) -> Sequence[Used]:
     turns = result.turns or (ModelTurn(result.provider, result.model, result.usage),)
     last = len(turns) - 1
     return [
-        ((day, agent_id, principal, session_key, one.provider, one.model), _counts(int(number == last), one.usage))
+        ((day, agent_id, principal, session_key, one.provider, one.model), counts_of(int(number == last), 1, one.usage))
         for number, one in enumerate(turns)
     ]
 
 
-def _counts(runs: int, usage: Usage) -> UsageCounts:
-    return runs, 1, usage.input, usage.output, usage.cache_read, usage.cache_write, usage.reasoning, usage.cost_nano
+def counts_of(runs: int, turns: int, usage: Usage) -> UsageCounts:
+    """What so many runs and model turns add, as a row of the table has it."""
+    return runs, turns, usage.input, usage.output, usage.cache_read, usage.cache_write, usage.reasoning, usage.cost_nano
 
 
 def fold(connection: sa.Connection, wanted: sa.ColumnElement[bool], upsert: str, most: int | None = None) -> int:

@@ -85,14 +85,9 @@ def begun(session: Session, request: Request) -> Act:
 
 def over(audit: Audit, act: Act, error: BaseException | None) -> None:
     """A call is over, with this error or none."""
-    if isinstance(error, InvalidConfig) and "error" not in act.details:
-        act.tell(error=invalid(error))
-    if isinstance(error, Refused):
-        if "error" not in act.details:
-            act.tell(error=error.error.message)
-        audit.settle(act, outcome="refused")
-    else:
-        audit.settle(act, error)
+    if isinstance(error, InvalidConfig | Refused) and "error" not in act.details:
+        act.tell(error=error.error.message if isinstance(error, Refused) else invalid(error))
+    audit.settle(act, error, "refused" if isinstance(error, Refused) else None)
 
 
 def invalid(error: InvalidConfig) -> str:

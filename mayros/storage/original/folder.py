@@ -1,4 +1,4 @@
-"""A state directory of the original: its agents, their sessions, the files of their transcripts. Only read. Imports core, net.rooted and net.files.
+"""A state directory of the original: its agents, their sessions, the files of their transcripts. Only read. Imports net.rooted.
 
 `<folder>/agents/<agent>/sessions/sessions.json` maps session keys to entries, `<sessionId>.jsonl` beside it is a transcript. What stands in an entry
 is not believed: a file is looked for in its agent's own folder, whatever path is given, and no link is followed out of the whole.
@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from mayros.core.keys import normalise_agent_id
 from mayros.errors import StartError
 from mayros.net.rooted import enter
 from mayros.storage.original import index
@@ -99,11 +98,6 @@ class Folder:
     @staticmethod
     def _below(agent: str, name: str) -> str:
         return f"agents/{agent}/sessions/{name}"
-
-    @staticmethod
-    def agent_id(agent: str) -> str:
-        """The agent's id here."""
-        return normalise_agent_id(agent)
 
 
 def file_name(agent: str, entry: Entry) -> str:

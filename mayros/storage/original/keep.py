@@ -1,4 +1,4 @@
-"""Puts sessions of the original into the store: each with all that was said in it, or not at all. Imports core, engine, statements and tables.
+"""Puts sessions of the original into the store: each with all that was said in it, or not at all. Imports core, statements, tables and usage.
 
 For a command that has the store for itself: the lock on the state directory is held. What was said before the last compaction becomes an earlier part
 of the session, as if it had been reset then: it can be read (`mayros export --earlier`), and prompts have its summary.
@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from mayros.core.keys import SessionKey, new_id
 from mayros.core.ports import SessionSettings
 from mayros.core.usage_ports import day_of
-from mayros.events import Usage
 from mayros.storage.original.lines import Transcript
 from mayros.storage.original.turns import Conversation, Row
 from mayros.storage.original.used import Sums
 from mayros.storage.settings import write_settings
 from mayros.storage.statements import EntryRow, Statements, Used, summed
 from mayros.storage.tables import deleted_sessions, entries, session_history, sessions
+from mayros.storage.usage import counts_of
 
 #: Who asked for what the original's sessions used.
 PRINCIPAL = "imported"
@@ -158,7 +158,7 @@ class Keeper:
         """What was used on earlier days. What was used today would count against today's limits, which are not about the original's runs."""
         today = day_of(self._now_ms)
         return [
-            ((day, key.agent_id, PRINCIPAL, str(key), provider, model), (runs, turns, *_counts(usage)))
+            ((day, key.agent_id, PRINCIPAL, str(key), provider, model), counts_of(runs, turns, usage))
             for (day, provider, model), (runs, turns, usage) in sums.used.items()
             if day < today
         ]
@@ -176,7 +176,3 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def _counts(usage: Usage) -> tuple[int, int, int, int, int, int]:
-    return usage.input, usage.output, usage.cache_read, usage.cache_write, usage.reasoning, usage.cost_nano
