@@ -82,22 +82,8 @@ class Connection(protocol.Protocol):
     # One for each live run, so that what it takes counts; beyond 30 attributes a dict of one's own would take 1.5 KB.
     __slots__ = (
         *("_body", "_busy", "_clock", "_complete", "_drained", "_draining", "_dropped", "_exchanges", "_gone", "_got_head", "_head", "_heard"),
-        *(
-            "_lost",
-            "_parser",
-            "_paused",
-            "_pool",
-            "_refused",
-            "_reusable",
-            "_settled",
-            "_since",
-            "_timer",
-            "_unread",
-            "_upload",
-            "_waiter",
-            "headers",
-        ),
-        *("kept_since", "status"),
+        *("_lost", "_parser", "_paused", "_pool", "_refused", "_reusable", "_settled", "_since", "_timer", "_unread", "_upload", "_waiter"),
+        *("headers", "kept_since", "status"),
     )
     status: int
     headers: dict[bytes, bytes]

@@ -23,7 +23,7 @@ class WrittenTools:
         self._written = Remembered(self._write, 32)
 
     def __call__(self, tools: Sequence[ToolSpec]) -> bytes:
-        """The JSON array."""
+        """The JSON array; there is at least one."""
         return self._write(tools) if type(tools[-1]) is CallerTool else self._written(tools)
 
     def _write(self, tools: Sequence[ToolSpec]) -> bytes:
