@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.task import LoopingCall
@@ -108,7 +107,7 @@ class Seeing:
             from mayros.ops.scrape import serve
 
             self._scraped = serve(listen, metrics.text, METRICS_TYPE, self._reactor)
-            if not all(ip_address(host.partition("%")[0]).is_loopback for host in self._scraped.hosts):
+            if self._scraped.exposed_hosts:
                 log.warn("gateway.metrics.listen: everybody who reaches {listen} can read the metrics", listen=listen)
             log.info("metrics on {urls}", urls=", ".join(f"{url}/metrics" for url in self._scraped.urls))
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mayros.cli.place import Place
+from mayros.cli.show import record
 from mayros.config.change import ConfigText, read_text
 from mayros.config.edit import rewrite
 from mayros.config.load import Loaded, load, refuse_unsupported
@@ -92,8 +93,7 @@ def _examine(place: Place, tree: dict[str, Any]) -> tuple[list[str], Loaded]:
 
 
 def _main_key(tree: dict[str, Any]) -> str:
-    session = tree.get("session")
-    key = session.get("mainKey") if isinstance(session, dict) else None
+    key = record(tree.get("session")).get("mainKey")
     return key.strip().lower() or "main" if isinstance(key, str) else "main"
 
 
@@ -125,18 +125,14 @@ def _member(tree: Any, step: str | int) -> Any:
 
 def _without_keys(tree: dict[str, Any]) -> Iterator[LeftOut]:
     """Take out the profiles of keys that hold none, and what names them: the original keeps its keys elsewhere."""
-    auth = tree.get("auth")
-    profiles = auth.get("profiles") if isinstance(auth, dict) else None
-    if not isinstance(auth, dict) or not isinstance(profiles, dict):
-        return
+    auth = record(tree.get("auth"))
+    profiles, order = record(auth.get("profiles")), record(auth.get("order"))
     gone = [name for name, one in profiles.items() if isinstance(one, dict) and not {"key", "keyFile", "credential"} & set(one)]
     for name in gone:
         del profiles[name]
         yield LeftOut(join("auth.profiles", name), _NO_KEY)
-    order = auth.get("order")
-    if isinstance(order, dict):
-        for provider, names in list(order.items()):
-            if isinstance(names, list) and any(name in gone for name in names):
-                order[provider] = [name for name in names if name not in gone]
-                if not order[provider]:
-                    del order[provider]
+    for provider, names in list(order.items()):
+        if isinstance(names, list) and any(name in gone for name in names):
+            order[provider] = [name for name in names if name not in gone]
+            if not order[provider]:
+                del order[provider]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mayros.cli.acts import now_ms
 from mayros.cli.remote import Refused, Remote, gateway_options
-from mayros.cli.show import cell, print_json, record, records, table
+from mayros.cli.show import cell, local_time, print_json, record, records, table
+from mayros.cli.tokens import span_ms
 from mayros.errors import GatewayError, StartError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 #: While following: how often it is asked, for how many rows at most, and how often in a row that may fail.
 FOLLOW_SECONDS, FOLLOW_ROWS, MOST_FAILURES = 1.0, 200, 8
 MAX_ROWS = 1_000
-_SPAN = re.compile(r"(\d{1,6})(s|m|h|d|w)", re.ASCII)
-_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _COLUMNS = ("time", "action", "who", "from", "target", "outcome", "details")
 
 
@@ -30,12 +28,12 @@ def _since(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     """From when on, in epoch milliseconds: so long ago, or a date or time of this machine's clock."""
     if text is None:
         return None
-    found = _SPAN.fullmatch(text.strip())
+    span = span_ms(text)
     try:
-        moment = time.time() - int(found[1]) * _UNITS[found[2]] if found else datetime.fromisoformat(text.strip()).timestamp()
+        moment_ms = now_ms() - span if span is not None else int(datetime.fromisoformat(text.strip()).timestamp() * 1000)
     except (ValueError, OverflowError, OSError):
         raise click.BadParameter("must be a time like 2h or 7d, or a date like 2026-12-31 or 2026-12-31T18:00") from None
-    return max(0, int(moment * 1000))
+    return max(0, moment_ms)
 
 
 @click.group()
@@ -144,17 +142,13 @@ def _print(remote: Remote, rows: Sequence[Mapping[str, object]], more: bool = Fa
 
 def shown(row: Mapping[str, object]) -> tuple[str, ...]:
     """One row for people: local time, what was done by whom, from where, to what, how it ended, and the rest."""
-    at, who, label = row.get("atMs"), cell(row.get("who")), cell(row.get("label"))
-    try:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at / 1000)) if isinstance(at, int | float) else "-"
-    except (OverflowError, ValueError, OSError):
-        stamp = "-"
+    who, label = cell(row.get("who")), cell(row.get("label"))
     kind, _, name = who.partition(":")
     short = f"{kind}:{name[:12]}" if kind == "device" else who
     whence = " ".join(part for part in (cell(row.get("door")), cell(row.get("address"))) if part and part != kind)
     details = " ".join(f"{cell(name)}={cell(value)}" for name, value in record(row.get("details")).items())
     return (
-        stamp,
+        local_time(row.get("atMs")) or "-",
         cell(row.get("action")),
         f"{short} ({label})" if label else short,
         whence,

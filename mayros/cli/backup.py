@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from mayros.cli.acts import note
+from mayros.cli.acts import note, now_ms
 from mayros.cli.place import Place, here, stopped
 from mayros.cli.show import clean, print_json
 
@@ -81,7 +81,7 @@ def write(place: Place, file: str, store_only: bool) -> dict[str, Any]:
         manifest = Manifest(
             format=FORMAT,
             version=program_version(),
-            created_ms=time.time_ns() // 1_000_000,
+            created_ms=now_ms(),
             schema=revision(copy) if store is not None else None,
             config=None if store_only or not loaded.exists else os.path.basename(loaded.files[0]),
             state_dir=place.state_dir,

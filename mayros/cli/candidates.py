@@ -40,7 +40,7 @@ def agent_ids(place: Place, incomplete: str) -> Iterator[str]:
     """The agents of the configuration."""
     from mayros.core.keys import normalise_agent_id
 
-    ids = (entry.get("id") for entry in records(_at(_tree(place), "agents", "list")))
+    ids = (entry.get("id") for entry in records(_configured(place, "agents", "list")))
     listed = [normalise_agent_id(one) for one in ids if isinstance(one, str)]
     yield from listed or ["main"]
 
@@ -50,12 +50,12 @@ def model_refs(place: Place, incomplete: str) -> Iterator[str]:
     """The models as `provider/model`: the built-in ones, and those of the configuration."""
     from mayros.core.vendors import built_in
 
-    models = record(_at(_tree(place), "models"))
+    models = record(_configured(place, "models"))
     if models.get("mode") != "replace":
         for name, entry in built_in().items():
             yield from (f"{name}/{model.id}" for model in entry.models)
     for name, provider in record(models.get("providers")).items():
-        yield from (f"{name}/{model.get('id')}" for model in records(_at(provider, "models")))
+        yield from (f"{name}/{model.get('id')}" for model in records(record(provider).get("models")))
 
 
 @_offering
@@ -64,7 +64,7 @@ def providers(place: Place, incomplete: str) -> Iterator[str]:
     from mayros.core.vendors import VENDORS
 
     yield from VENDORS
-    yield from record(_at(_tree(place), "models", "providers"))
+    yield from record(_configured(place, "models", "providers"))
 
 
 @_offering
@@ -72,7 +72,7 @@ def config_paths(place: Place, incomplete: str) -> list[str]:
     """The keys of the configuration, a level at a time; where only one fits, with those below it. Names that users give are those in the file."""
     from mayros.config.schema import Config
 
-    found: list[tuple[str, Any, Any]] = [("", Config, _tree(place))]
+    found: list[tuple[str, Any, Any]] = [("", Config, _configured(place))]
     for number in range(incomplete.count(".") + 1):
         begun = ".".join(incomplete.split(".")[:number])
         found = [child for node in found if node[0] == begun for child in _members(*node)]
@@ -111,7 +111,7 @@ def session_keys(place: Place, incomplete: str) -> list[str]:
     from os.path import exists, join
     from urllib.parse import quote
 
-    store = _at(_tree(place), "session", "store")
+    store = _configured(place, "session", "store")
     if isinstance(store, str) and store and not store.startswith("sqlite:///"):
         return []
     path = store.removeprefix("sqlite:///") if isinstance(store, str) and store else join(place.state_dir, "mayros.db")
@@ -143,17 +143,11 @@ def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[C
     return [CompletionItem(incomplete, type="file")]
 
 
-def _tree(place: Place) -> dict[str, Any]:
-    """What the configuration file says, unchecked; nothing where it cannot be read."""
-    from mayros.config.source import Reader
+def _configured(place: Place, *keys: str) -> Any:
+    """What the configuration file says at these keys, unchecked; None where it says nothing, or cannot be read."""
+    from mayros.config.source import Reader, value_at
 
     try:
-        return Reader(place.config_path).read() or {}
+        return value_at(Reader(place.config_path).read(), *keys)
     except (ConfigError, OSError):
-        return {}  # `mayros config validate` says why
-
-
-def _at(tree: Any, *keys: str) -> Any:
-    for key in keys:
-        tree = record(tree).get(key)
-    return tree
+        return None  # `mayros config validate` says why

@@ -6,13 +6,12 @@ import datetime
 import os
 import shlex
 import socket
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from mayros.cli.acts import note
+from mayros.cli.acts import note, now_ms
 from mayros.cli.place import Place, here, port
 from mayros.cli.show import clean, print_json
 
@@ -55,7 +54,16 @@ def cert(ctx: click.Context, hosts: tuple[str, ...], days: int, out: str | None,
     if not show:
         note(place, "gateway.cert", files.certificate, fingerprint=told.fingerprint)
     if as_json:
-        print_json({"certificate": files.certificate, "key": files.key, "fingerprint": told.fingerprint, **_times(told), "names": list(told.names)})
+        print_json(
+            {
+                "certificate": files.certificate,
+                "key": files.key,
+                "fingerprint": told.fingerprint,
+                "beginsAtMs": told.begins_ms,
+                "expiresAtMs": told.ends_ms,
+                "names": list(told.names),
+            }
+        )
     else:
         _tell(place, loaded, files, told)
 
@@ -129,10 +137,6 @@ def _about(files: TlsFiles) -> About:
         raise click.ClickException(unusable("gateway.tls.certPath", files.certificate, error, files.made)) from None
 
 
-def _times(told: About) -> dict[str, Any]:
-    return {"beginsAtMs": told.begins_ms, "expiresAtMs": told.ends_ms}
-
-
 def _day(ms: int) -> str:
     return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
@@ -142,13 +146,12 @@ def _tell(place: Place, loaded: Loaded, files: TlsFiles, told: About) -> None:
     from mayros.net.certificates import with_colons
 
     gateway = loaded.config.gateway
-    now_ms = time.time_ns() // 1_000_000
     for name, value in (
         ("Certificate", files.certificate),
         ("Key", files.key),
         ("Fingerprint", with_colons(told.fingerprint)),
         ("Names", ", ".join(told.names) or "none"),
-        ("Valid until", f"{_day(told.ends_ms)}{' (has expired)' if told.ends_ms <= now_ms else ''}"),
+        ("Valid until", f"{_day(told.ends_ms)}{' (has expired)' if told.ends_ms <= now_ms() else ''}"),
     ):
         click.echo(f"{name + ':':<12} {clean(value)}")
     used = gateway.tls.enabled and tls_files(gateway.tls, place.state_dir).certificate == files.certificate

@@ -36,7 +36,7 @@ _NOT_TAKEN = (
 
 
 class Options(NamedTuple):
-    """What was asked for. `config`: take the configuration over, say only what could be, or leave it out of sight (None)."""
+    """What was asked for. `config`: take the configuration over; False: do not even look at it; None: only say what would become of it."""
 
     config: bool | None
     without: tuple[str, ...]
@@ -61,7 +61,7 @@ def import_(ctx: click.Context, folder: str, config: bool | None, without: tuple
     if without and not config:
         raise click.UsageError("--without needs --config: it is about the configuration")
     place = here(ctx)
-    told = run(place, folder, Options(config if config is not None else False, without, orphans, dry_run), look=config is not False)
+    told = run(place, folder, Options(config, without, orphans, dry_run))
     if as_json:
         print_json(told)
     else:
@@ -69,8 +69,8 @@ def import_(ctx: click.Context, folder: str, config: bool | None, without: tuple
     sys.exit(1 if told["broken"] or told["badLines"] else 0)
 
 
-def run(place: Place, path: str, options: Options, *, look: bool) -> dict[str, Any]:
-    """Import, and say what was done. `look`: at the configuration. Raises StartError, ClickException."""
+def run(place: Place, path: str, options: Options) -> dict[str, Any]:
+    """Import, and say what was done. Raises StartError, ClickException."""
     from mayros.cli.adopting import plan
     from mayros.net.statedir import recognise_foreign
     from mayros.storage.original.folder import Folder
@@ -80,7 +80,7 @@ def run(place: Place, path: str, options: Options, *, look: bool) -> dict[str, A
     _apart(place, source)
     if (foreign := recognise_foreign(place.state_dir)) is not None:
         raise click.ClickException(f"{foreign} Nothing was imported.")
-    adoption = plan(place, source.config, options.without) if look and source.config is not None else None
+    adoption = plan(place, source.config, options.without) if options.config is not False and source.config is not None else None
     if options.config:
         _fit(place, source, adoption)
     state = None if options.dry else stopped(place)
@@ -161,11 +161,12 @@ def _store(place: Place, loaded: Loaded, dry: bool) -> sa.Engine | None:
 
 
 def _about(place: Place, adoption: Adoption, options: Options) -> dict[str, Any]:
-    state = "refused" if adoption.problems else "possible"
-    if os.path.lexists(place.config_path) and not (options.config and not options.dry):
-        state = "kept"
-    elif options.config:
+    if options.config:
         state = "planned" if options.dry else "written"
+    elif os.path.lexists(place.config_path):
+        state = "kept"
+    else:
+        state = "refused" if adoption.problems else "possible"
     return {
         "from": adoption.source,
         "to": place.config_path,

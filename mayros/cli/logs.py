@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mayros.cli.remote import Refused, Remote, gateway_options
-from mayros.cli.show import cell, clean, record
+from mayros.cli.show import cell, clean, local_time, record
 from mayros.errors import GatewayError
 
 if TYPE_CHECKING:
@@ -98,10 +98,7 @@ def shown(line: str) -> str:
     if not isinstance(said, dict) or not isinstance(said.get("message"), str):
         return clean(line)
     at, text = said.get("time"), clean(said["message"])
-    try:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if isinstance(at, int | float) else "-"
-    except (OverflowError, ValueError, OSError):
-        stamp = "-"
+    stamp = local_time(at * 1000 if isinstance(at, int | float) else None) or "-"
     ids = " ".join(f"{cell(name)}={cell(value)}" for name, value in said.items() if name not in _KNOWN and cell(value) not in text)
     first, end, rest = text.partition("\n")
     return f"{stamp} {cell(said.get('level')):5} {cell(said.get('logger'))}: {first}{f' [{ids}]' if ids else ''}{end}{rest}"

@@ -180,7 +180,7 @@ def target(place: Place, url: str | None, token: str | None = None, password: st
             raise click.ClickException("gateway.mode is remote, but gateway.remote.url is not set")
         if not given:
             token, password = gateway.remote.token, gateway.remote.password
-        return Target(checked(gateway.remote.url), token, password, trust=_trust(place, gateway.remote.url, fingerprint))
+        return Target(checked(gateway.remote.url), token, password, trust=_trust(place, gateway.remote.url, fingerprint, loaded))
     own = own_trust(gateway.tls, place.state_dir)
     address = f"{'ws' if own is None else 'wss'}://{_host(gateway.bind, gateway.custom_bind_host)}:{port(place, gateway.port)}/"
     trust = own if fingerprint is None else _trust(place, address, fingerprint)
@@ -190,8 +190,11 @@ def target(place: Place, url: str | None, token: str | None = None, password: st
     return Target(address, known.value if known.mode == "token" else None, known.value if known.mode == "password" else None, own=True, trust=trust)
 
 
-def _trust(place: Place, url: str, fingerprint: str | None) -> Trust | None:
-    """By what a gateway elsewhere is known: a given fingerprint, else that of `gateway.remote` where it is the gateway that is meant."""
+def _trust(place: Place, url: str, fingerprint: str | None, loaded: Loaded | None = None) -> Trust | None:
+    """By what a gateway elsewhere is known: a given fingerprint, else that of `gateway.remote` where it is the gateway that is meant.
+
+    `loaded`: the configuration, where it was read already.
+    """
     from mayros.net.certificates import Trust, parse_fingerprint
 
     secure = url.lower().startswith("wss:")
@@ -201,7 +204,7 @@ def _trust(place: Place, url: str, fingerprint: str | None) -> Trust | None:
         return Trust(fingerprint)
     if not secure:
         return None
-    remote = place.load().config.gateway.remote
+    remote = (place.load() if loaded is None else loaded).config.gateway.remote
     if remote.tls_fingerprint is None or (remote.url is not None and _authority(remote.url) != _authority(url)):
         return None
     return Trust(parse_fingerprint(remote.tls_fingerprint))

@@ -7,13 +7,12 @@ import errno
 import os
 import shutil
 import stat
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mayros.cli.backup import FILES, FOLDERS, WORKSPACES
 from mayros.cli.place import Place
-from mayros.cli.show import cell
+from mayros.cli.show import cell, local_time
 from mayros.errors import ConfigError, StartError
 from mayros.net.files import sync_directory
 from mayros.storage.archive import STORE, files_below, unpack
@@ -53,10 +52,7 @@ class Restoring:
 
     def describe(self) -> str:
         """What would happen, for the person who is asked."""
-        try:
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.manifest.created_ms / 1000))
-        except (OverflowError, ValueError, OSError):
-            when = "at an unknown time"
+        when = local_time(self.manifest.created_ms) or "at an unknown time"
         return f"{self._file}: written {when} by version {cell(self.manifest.version)}; would replace\n" + "\n".join(
             f"  {move.path}" for move in self.moves
         )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 import click
 
 from mayros.cli import candidates
 from mayros.cli.remote import Remote, gateway_options
-from mayros.cli.show import ago, cell, clean, print_json, record, records, table
+from mayros.cli.show import ago, cell, clean, local_time, print_json, record, records, table
 
 
 @click.group()
@@ -53,7 +52,7 @@ def show(remote: Remote, key: str, limit: int) -> None:
         print_json(payload)
         return
     for message in records(history.get("messages")):
-        click.echo(f"{cell(message.get('role')) or 'unknown'}, {_when(message.get('timestamp'))}")
+        click.echo(f"{cell(message.get('role')) or 'unknown'}, {local_time(message.get('timestamp')) or 'at an unknown time'}")
         click.echo("".join(f"  {line}\n" for line in _text(message).splitlines()))
 
 
@@ -97,15 +96,6 @@ def _used(row: dict[str, Any]) -> str:
     if not isinstance(used, int) or not isinstance(window, int) or window <= 0:
         return ""
     return f"{used:,} of {window:,} ({round(100 * used / window)}%)"
-
-
-def _when(timestamp: object) -> str:
-    if not isinstance(timestamp, int | float) or isinstance(timestamp, bool):
-        return "at an unknown time"
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(timestamp / 1000))
-    except (OverflowError, ValueError, OSError):
-        return "at an unknown time"
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -77,6 +77,16 @@ def ago(when_ms: object, now_ms: int | None = None) -> str:
     return next((f"{seconds // size}{unit} ago" for size, unit in _UNITS if seconds >= size), "now")
 
 
+def local_time(when_ms: object) -> str | None:
+    """A moment by this machine's clock, to the second; None where it is no time."""
+    if not isinstance(when_ms, int | float) or isinstance(when_ms, bool):
+        return None
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when_ms / 1000))
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
 def record(value: object) -> dict[str, Any]:
     """An object that a gateway sent; an empty one where it is none."""
     return value if isinstance(value, dict) else {}

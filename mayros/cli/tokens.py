@@ -6,13 +6,13 @@ A gateway that runs is asked. Where none does, which the lock of the state direc
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Coroutine, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mayros.cli.acts import now_ms
 from mayros.cli.remote import Remote, gateway_options, idle
 from mayros.cli.show import ago, cell, print_json, record, records, table
 from mayros.errors import GatewayError
@@ -26,11 +26,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _ONCE = "This is the token. It is shown only now: keep it where others cannot read it."
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _span_ms(text: str) -> int | None:
+def span_ms(text: str) -> int | None:
     """A time like `30d` in milliseconds; None where it is none."""
     found = _SPAN.fullmatch(text.strip())
     return None if found is None else int(found[1]) * _UNITS[found[2]] * 1000
@@ -40,12 +36,12 @@ def _expires(ctx: click.Context, param: click.Parameter, text: str | None) -> in
     """When a token ends: after so long, or with the last moment of a day of UTC."""
     if text is None:
         return None
-    span = _span_ms(text)
+    span = span_ms(text)
     try:
-        until = _now_ms() + span if span is not None else _end_of(date.fromisoformat(text.strip()))
+        until = now_ms() + span if span is not None else _end_of(date.fromisoformat(text.strip()))
     except (ValueError, OverflowError):
         raise click.BadParameter("must be a time like 12h or 30d, or a date like 2026-12-31") from None
-    if until <= _now_ms():
+    if until <= now_ms():
         raise click.BadParameter("lies in the past")
     return until
 
@@ -55,7 +51,7 @@ def _end_of(day: date) -> int:
 
 
 def _grace(ctx: click.Context, param: click.Parameter, text: str) -> int:
-    span = 0 if text.strip() == "0" else _span_ms(text)
+    span = 0 if text.strip() == "0" else span_ms(text)
     if span is None:
         raise click.BadParameter("must be a time like 10m or 1h, or 0")
     return span
@@ -196,7 +192,7 @@ def _in_store(remote: Remote, method: str, params: dict[str, object]) -> Mapping
     loaded = remote.place.load()
     engine = open_engine(remote.place.store_url(loaded))
     try:
-        register = ApiTokens(DirectApiTokens(engine), _now_ms)
+        register = ApiTokens(DirectApiTokens(engine), now_ms)
         register.restore(load(engine))
         audit = audit_of(engine, loaded)
         named = params.get("name")
@@ -216,9 +212,9 @@ async def _answer(register: ApiTokens, method: str, params: dict[str, Any], agen
     from mayros.core.api_tokens import DEFAULT_SCOPES, Wanted, shown
 
     if method == "tokens.list":
-        return {"ts": _now_ms(), "tokens": [shown(token, _now_ms()) for token in register.list()]}
+        return {"ts": now_ms(), "tokens": [shown(token, now_ms()) for token in register.list()]}
     if method == "tokens.revoke":
-        return {"entry": shown(await register.revoke(params["name"], act), _now_ms())}
+        return {"entry": shown(await register.revoke(params["name"], act), now_ms())}
     if method == "tokens.rotate":
         secret, token = await register.rotate(params["name"], params["graceMs"], params.get("expiresAtMs"), act)
     else:
@@ -226,7 +222,7 @@ async def _answer(register: ApiTokens, method: str, params: dict[str, Any], agen
         limits = params.get("rpm"), params.get("tokensPerDay"), params.get("expiresAtMs")
         wanted = Wanted(params["name"], tuple(params.get("scopes", DEFAULT_SCOPES)), lists["agents"], lists["endpoints"], *limits)
         secret, token = await register.create(wanted, agents, act)
-    return {"token": secret, "entry": shown(token, _now_ms())}
+    return {"token": secret, "entry": shown(token, now_ms())}
 
 
 def _done(work: Coroutine[Any, Any, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mayros.config.schema import Config
+from mayros.config.source import value_at
 from mayros.errors import ConfigError
 
 
@@ -19,24 +20,24 @@ def _asked(config: Config, raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
     gateway = config.gateway
     if gateway.bind in ("tailnet", "auto"):
         yield "gateway.bind", f"{gateway.bind} is not offered; use loopback, lan, or custom with gateway.customBindHost"
-    if _given(headers := _below(raw, "gateway", "http", "securityHeaders")) and isinstance(headers, dict) and any(map(_given, headers.values())):
+    if _given(headers := value_at(raw, "gateway", "http", "securityHeaders")) and isinstance(headers, dict) and any(map(_given, headers.values())):
         yield "gateway.http.securityHeaders", "let the TLS proxy add the headers"
-    if _given(_below(raw, "agents", "defaults", "limits")):
+    if _given(value_at(raw, "agents", "defaults", "limits")):
         yield "agents.defaults.limits", "write limits on all agents together as limits, and those of one agent as agents.list[].limits"
-    agents = _below(raw, "agents", "list")
+    agents = value_at(raw, "agents", "list")
     for path, host in _hosts(config):
         if host in ("sandbox", "node"):
             yield path, f"commands run on the gateway's host, under approvals; {host} is not offered: remove the key or set it to gateway"
     for path, sandbox in (
-        ("agents.defaults.sandbox", _below(raw, "agents", "defaults", "sandbox")),
-        *((f"agents.list[{number}].sandbox", _below(agent, "sandbox")) for number, agent in enumerate(agents if isinstance(agents, list) else ())),
+        ("agents.defaults.sandbox", value_at(raw, "agents", "defaults", "sandbox")),
+        *((f"agents.list[{number}].sandbox", value_at(agent, "sandbox")) for number, agent in enumerate(agents if isinstance(agents, list) else ())),
     ):
-        mode = _below(sandbox, "mode")
+        mode = value_at(sandbox, "mode")
         if mode is not None and mode != "off":
             yield f"{path}.mode", "there are no sandboxes: tools run in the gateway's account; forbid them under tools.deny, or set it to off"
-    if _denies(_below(raw, "session", "sendPolicy")):
+    if _denies(value_at(raw, "session", "sendPolicy")):
         yield "session.sendPolicy", "no session is barred from sending"
-    if _given(_below(raw, "logging", "redactPatterns")):
+    if _given(value_at(raw, "logging", "redactPatterns")):
         yield "logging.redactPatterns", "only the built-in patterns of secrets are hidden from the log"
 
 
@@ -44,12 +45,6 @@ def _hosts(config: Config) -> Iterator[tuple[str, str | None]]:
     yield "tools.exec.host", config.tools.exec.host
     for number, agent in enumerate(config.agents.list):
         yield f"agents.list[{number}].tools.exec.host", agent.tools.exec.host
-
-
-def _below(tree: Any, *keys: str) -> Any:
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
 
 
 def _given(value: Any) -> bool:

@@ -72,6 +72,13 @@ def below(prefix: str, names: str) -> frozenset[str]:
     return frozenset(prefix + name for name in names.split())
 
 
+def value_at(tree: Any, *keys: str) -> Any:
+    """The value at these keys of a tree; None where it is not set."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
 def ascii_json(text: str) -> str:
     """A text as a JSON string without control or non-ASCII characters, at most about 80 long."""
     shown = text if len(text) <= 60 else text[:60] + "..."

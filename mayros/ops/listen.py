@@ -165,6 +165,11 @@ class Listeners:
         return [host for port in self.ports if (host := _host(port)) is not None]
 
     @property
+    def exposed_hosts(self) -> Sequence[str]:
+        """The addresses listened on that are not loopback."""
+        return [host for host in self.hosts if not ip_address(host.partition("%")[0]).is_loopback]
+
+    @property
     def tcp_ports(self) -> set[int]:
         """The TCP ports listened on."""
         addresses: list[Any] = [port.getHost() for port in self.ports]
@@ -179,9 +184,8 @@ class Listeners:
         """Refuse to serve beyond this machine without authentication."""
         if auth_mode != "none":
             return
-        for host in self.hosts:
-            if not ip_address(host.partition("%")[0]).is_loopback:
-                raise StartError(f"Refusing to listen on {host} with gateway.auth.mode none: set a token or a password, or bind to loopback.")
+        for host in self.exposed_hosts:
+            raise StartError(f"Refusing to listen on {host} with gateway.auth.mode none: set a token or a password, or bind to loopback.")
         for path in self._open_to_others:
             raise StartError(f"Refusing to listen on {path}, which every user can connect to, with gateway.auth.mode none: give it SocketMode=0600.")
 

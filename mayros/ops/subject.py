@@ -6,7 +6,8 @@ nothing; what can be mended without a decision is in the finding's `repair`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_address
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -15,6 +16,7 @@ from mayros.config.gateway import Gateway
 from mayros.config.load import Loaded
 from mayros.config.schema import Config
 from mayros.config.secret import AuthSecret
+from mayros.config.source import value_at
 from mayros.core.routing import Settings
 from mayros.net.certificates import Trust
 
@@ -116,10 +118,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     def said(self, *keys: str) -> Any:
         """A value of the file, also of a key that this version does not implement; None where it is not set."""
         assert self.loaded is not None
-        found: Any = self.loaded.raw
-        for key in keys:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found
+        return value_at(self.loaded.raw, *keys)
 
     @property
     def open_to_others(self) -> bool:
@@ -130,8 +129,6 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 
 def is_loopback(address: str) -> bool:
     """Whether a text is a loopback address."""
-    from ipaddress import ip_address
-
     try:
         return ip_address(address).is_loopback
     except ValueError:

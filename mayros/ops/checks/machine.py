@@ -6,7 +6,9 @@ import fcntl
 import os
 from collections.abc import Iterator
 
+from mayros.config.load import refuse_unsupported
 from mayros.config.tls import own_trust
+from mayros.errors import ConfigError
 from mayros.net.certificates import WrongCertificate
 from mayros.net.statedir import LOCK_FILE, StateDir
 from mayros.ops.subject import Finding, Subject
@@ -16,9 +18,6 @@ FREE_BYTES = 1 << 30
 
 def configuration_good(subject: Subject) -> Iterator[Finding]:
     """A gateway starts with the configuration, and does all that it asks for."""
-    from mayros.config.load import refuse_unsupported
-    from mayros.errors import ConfigError
-
     if subject.loaded is None:
         yield Finding("config.invalid", "critical", f"the configuration cannot be used: {subject.trouble}", "mayros config edit")
         return

@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterator
 
+from mayros.errors import StartError
 from mayros.ops.subject import Finding, Subject
 
 UNUSED_MS = 90 * 86_400_000
@@ -32,7 +33,6 @@ def store_whole(subject: Subject) -> Iterator[Finding]:
 
 def store_of_this_version(subject: Subject) -> Iterator[Finding]:
     """This version can open the store."""
-    from mayros.errors import StartError
     from mayros.storage.backup import revision
     from mayros.storage.migrate import HEAD, REVISIONS
 
@@ -59,7 +59,6 @@ def administrators_used(subject: Subject) -> Iterator[Finding]:
     import msgspec
     import sqlalchemy as sa
 
-    from mayros.errors import StartError
     from mayros.storage.export import open_to_read
     from mayros.storage.tables import device_tokens, devices
 
