@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.faults_rig import Answer, Gateway, Part, Place, Pulse, Row, Turns, wait_until
+from bench.faults_rig import HELLO, Answer, Gateway, Part, Place, Pulse, Row, Turns, wait_until
 from bench.rig import ROOT, pause
 from mayros.core.models import EMBEDDED
 from mayros.providers.embedded import SMOLLM2, model_path
 from tests.daemon import read_until
 
-HELLO = {"model": "mayros", "messages": [{"role": "user", "content": "hello"}]}
 #: The library is another one (faults_model.py), and it has 6 s to begin instead of a minute.
 _PLAYED = """
 from mayros.providers import local
@@ -107,7 +106,7 @@ def model(place: Place) -> Iterator[Part]:
         os.kill(_child(gateway), signal.SIGKILL)
         with Pulse(gateway) as pulse:
             before = gateway.said(_ENDED)
-            refused = _refusals(gateway, turns, 9)
+            refused = _refusals(turns, 9)
             ends = gateway.said(_ENDED) - before
             played.be("well")
             after = turns.until_answered(20)
@@ -147,7 +146,7 @@ def _struck(gateway: Gateway, number: int) -> tuple[bytes, float]:
         return read_until(stream, b"0\r\n\r\n"), time.monotonic() - began
 
 
-def _refusals(gateway: Gateway, turns: Turns, seconds: float) -> list[Answer]:
+def _refusals(turns: Turns, seconds: float) -> list[Answer]:
     """Turn after turn for so long."""
     end, found = time.monotonic() + seconds, list[Answer]()
     while time.monotonic() < end:

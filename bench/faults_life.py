@@ -7,11 +7,10 @@ import signal
 import time
 from collections.abc import Iterator
 
-from bench.faults_rig import Gateway, Load, Part, Place, Row, Turns, refusal, wait_until
+from bench.faults_rig import HELLO, Gateway, Load, Part, Place, Row, Turns, refusal, wait_until
 from bench.rig import pause
 from tests.daemon import read_until
 
-HELLO = {"model": "mayros", "messages": [{"role": "user", "content": "hello"}]}
 #: What is said once for each bad file.
 _KEPT = "the configuration of before stays in force"
 

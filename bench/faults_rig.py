@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from bench.measure import MB
 from bench.rig import pause, resident_bytes
 from tests.daemon import Daemon, Upstream, python_path
 
 #: `/healthz` must be answered within so many seconds while something is wrong. Other processes use this machine too.
 PROMPT_SECONDS = 0.5
-MB = 1_000_000
+HELLO = {"model": "mayros", "messages": [{"role": "user", "content": "hello"}]}
 
 
 class Part(NamedTuple):

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import wire
-from bench.faults_rig import MB, Gateway, Part, Place, Row, Turns
-from bench.rig import ROOT, Process, pause, resident_bytes
+from bench.faults_rig import HELLO, Gateway, Part, Place, Row, Turns
+from bench.rig import ROOT, Process, pause
 from tests.activation import HeldDaemon
 from tests.daemon import TOKEN, read_until
 
 DAY = 86_400
-HELLO = {"model": "mayros", "messages": [{"role": "user", "content": "hello"}]}
 #: The wall clock of the process is off by so many seconds as the file says. That is what setting the clock does to it: monotonic time goes on.
 _CLOCK = """
 import mmap, struct, time
@@ -206,7 +205,7 @@ def _left(gateway: Gateway, count: int) -> list[str]:
 def _still(gateway: Gateway) -> tuple[int, float]:
     """Descriptors and MB when nothing goes on any more."""
     pause(3)
-    return gateway.descriptors(), resident_bytes(gateway.pid) / MB
+    return gateway.descriptors(), gateway.megabytes()
 
 
 ROWS: dict[str, Row] = {"P07": clock_steps, "R7": leaks, "R9": standstill}

@@ -1,7 +1,7 @@
 """How soon a gateway is ready whose store holds a million entries of transcripts, and with how much memory; also after a `kill -9` under load.
 
 The store is filled by SQL, in the tables that the gateway itself has made: sessions of ten turns, as they are after months, and what is kept beside
-them. Imports bench.rig and bench.load's requests; runs on a state directory of its own.
+them. Imports bench.rig and tests.daemon; runs on a state directory of its own.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 TOKEN = "process-token-0123456789"
 ROOT = Path(__file__).parent.parent
+#: `mayros`, as this Python runs it.
+MAYROS = (sys.executable, "-c", "from mayros.cli.main import main; main()")
 
 
 class Upstream:
@@ -140,7 +142,7 @@ class Daemon:
     def command(self, *options: str, cli: bool = False) -> list[str]:
         """The command line of the daemon: twistd, or `mayros gateway run`."""
         if cli:
-            return [sys.executable, "-c", "from mayros.cli.main import main; main()", "gateway", "run", *options]
+            return [*MAYROS, "gateway", "run", *options]
         return [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=", "mayros", *options]
 
     def spawn(self, *options: str, cli: bool = False) -> subprocess.Popen[bytes] | Forked:
@@ -176,10 +178,13 @@ class Daemon:
 
     def mayros(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """A command, beside the gateway."""
-        return self._run([sys.executable, "-c", "from mayros.cli.main import main; main()", *arguments], seconds)
+        return self._run([*MAYROS, *arguments], seconds)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = self._connect()
         try:
             data = None if body is None else json.dumps(body)
             fields = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", **headers}

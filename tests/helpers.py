@@ -719,7 +719,7 @@ class Harness:
     def dial(self, data: bytes = b"", peer: str = "127.0.0.1") -> Client:
         """Connect from `peer`, send `data`, let both sides settle."""
         client, server = Client(), self.site.buildProtocol(None)
-        there = iosim.FakeTransport(server, isServer=True, peerAddress=_Peer(peer))
+        there = iosim.FakeTransport(server, isServer=True, peerAddress=Peer(peer))
         client.pump = iosim.connect(server, there, client, iosim.FakeTransport(client, isServer=False))
         client.server = server  # type: ignore[attr-defined]
         self.clients.append(client)
@@ -788,7 +788,7 @@ class HarnessCase(SynchronousTestCase):
             self.assertEqual(gateway.leftovers(), {})
 
 
-class _Peer:
+class Peer:
     """An address as transports give it."""
 
     def __init__(self, host: str) -> None:

@@ -37,6 +37,7 @@ from mayros.storage.migrate import open_engine
 from mayros.ws.acts import AUDITED
 from mayros.ws.methods.table import METHODS, NARROWED
 from tests.helpers import settings as settings_of
+from tests.sources import tree
 from tests.test_storage import NOW, StoreTestCase
 from tests.test_ws import REMOTE
 
@@ -332,7 +333,7 @@ class TableTests(SynchronousTestCase):
 def _noted(path: Path) -> set[str]:
     """The actions that a module notes by itself: the argument behind the actor, or the place, of `note` and `begin`."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call):
             called = [getattr(one, "attr", getattr(one, "id", "")) for one in (node.func, *node.args[:1])]
             behind = node.args[1:2] if called[0] in ("note", "begin") else node.args[2:3] if called[-1] == "note" else []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from twisted.trial.unittest import TestCase
 
 import mayros
 from mayros.net.statedir import recognise_foreign
-from tests.daemon import Upstream
+from tests.daemon import MAYROS, Upstream
 from tests.forking import loader
 from tests.test_cli import CommandLine
 
@@ -171,8 +170,7 @@ class TrialTests(TestCase):
         """Status and rows."""
         environ = {"PATH": os.environ["PATH"], "HOME": str(self.home), "MAYROS_STATE_DIR": str(self.home)}
         environ["PYTHONPATH"] = str(Path(mayros.__file__).parent.parent)
-        command = [sys.executable, "-c", "from mayros.cli.main import main; main()", "models", "test", "--json", *args]
-        done = loader().run(command, environ, self.home, 60)
+        done = loader().run([*MAYROS, "models", "test", "--json", *args], environ, self.home, 60)
         self.assertEqual(done.stderr, "")
         return done.returncode, json.loads(done.stdout)
 

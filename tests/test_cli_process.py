@@ -7,13 +7,10 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 
-from tests.daemon import TOKEN, python_path
+from tests.daemon import MAYROS, TOKEN, python_path
 from tests.forking import loader
 from tests.test_process import ProcessCase, wait_for
-
-MAYROS = [sys.executable, "-c", "from mayros.cli.main import main; main()"]
 
 
 class CommandTests(ProcessCase):

@@ -32,14 +32,8 @@ HOSTILE = (
 )  # fmt: skip
 
 
-class Offered(CommandLine):
-    """The words at the cursor, without a shell."""
-
-    def offered(self, *args: str) -> list[str]:
-        """What fits the last of these words."""
-        place = Place(self.environ, host=Host(root=str(self.home / "root")))
-        found = Bash(main, {"obj": place}, "mayros", VARIABLE).get_completions(list(args[:-1]), args[-1])
-        return [item.value for item in found]
+class Stored(CommandLine):
+    """A state directory with a store."""
 
     def store(self, *keys: str) -> None:
         """A store with these conversations, the last one the newest."""
@@ -52,6 +46,16 @@ class Offered(CommandLine):
                     " VALUES (?, 'main', ?, ?, 1, ?, 1, 0, 0)",
                     (key, f"s{number}", key.startswith("once"), number),
                 )
+
+
+class Offered(Stored):
+    """The words at the cursor, without a shell."""
+
+    def offered(self, *args: str) -> list[str]:
+        """What fits the last of these words."""
+        place = Place(self.environ, host=Host(root=str(self.home / "root")))
+        found = Bash(main, {"obj": place}, "mayros", VARIABLE).get_completions(list(args[:-1]), args[-1])
+        return [item.value for item in found]
 
     def test_commands_and_options(self) -> None:
         """Names of commands, of their options, and choices."""
@@ -228,7 +232,7 @@ class CommandTests(CommandLine):
             self.assertFalse((self.home / "nowhere").exists())
 
 
-class ShellCase(CommandLine):
+class ShellCase(Stored):
     """A `mayros` on the PATH of real processes."""
 
     def setUp(self) -> None:
@@ -262,7 +266,7 @@ class AnswerTests(ShellCase):
 
     def test_little_is_loaded(self) -> None:
         """What takes longest to load is not, or a Tab would be felt."""
-        Offered.store(self, "agent:main:work")  # type: ignore[arg-type]
+        self.store("agent:main:work")
         self.write({"agents": {"list": [{"id": "work"}]}})
         heavy = {"twisted.internet", "sqlalchemy", "autobahn", "cryptography", "rich", "json5", "mayros.ws.client", "mayros.storage.tables"}
         code = f"import atexit, sys; atexit.register(lambda: print(sorted({heavy} & set(sys.modules)))); from mayros.cli.main import main; main()"
@@ -320,7 +324,7 @@ class BashTests(ShellCase):
     def test_keys(self) -> None:
         """Commands, options, values with and without colons, quoted words, the middle of a line, files."""
         self.write({"agents": {"list": [{"id": "beta"}]}})
-        Offered.store(self, "agent:main:work")  # type: ignore[arg-type]
+        self.store("agent:main:work")
         (self.home / "my file").touch()
         pressed = {
             "mayros compl": "mayros completion ",
@@ -342,7 +346,7 @@ class BashTests(ShellCase):
         self.write(
             {"models": {"mode": "replace", "providers": {"p": {"models": [{"id": name} for name in names]}, **{name: {} for name in HOSTILE}}}}
         )
-        Offered.store(self, *names)  # type: ignore[arg-type]
+        self.store(*names)
         lines = [
             "mayros sessions show x$",
             "mayros models set p/x`",

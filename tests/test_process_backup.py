@@ -7,37 +7,32 @@ import os
 import sqlite3
 import threading
 from contextlib import closing
-from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
-
-from tests.daemon import Quick, Upstream
+from tests.test_process import ProcessCase
 
 
-class BackupTests(SynchronousTestCase):
+class BackupTests(ProcessCase):
     """One gateway."""
 
     def setUp(self) -> None:
-        self.upstream = Upstream()
-        self.addCleanup(self.upstream.close)
-        self.daemon = Quick(Path(self.mktemp()), self.upstream)
-        self.addCleanup(self.daemon.kill)
+        super().setUp()
+        self.gateway = self.daemon()
 
     def say(self, session: str, text: str) -> None:
         """One turn, acknowledged when this returns."""
         body = {"model": "mayros", "messages": [{"role": "user", "content": text}]}
-        status, answer = self.daemon.request("POST", "/v1/chat/completions", body, **{"x-mayros-session-key": session})
+        status, answer = self.gateway.request("POST", "/v1/chat/completions", body, **{"x-mayros-session-key": session})
         self.assertEqual(status, 200, answer)
 
     def said(self, session: str) -> list[str]:
         """What the store has of a session, by `mayros export`."""
-        done = self.daemon.mayros("export", session)
+        done = self.gateway.mayros("export", session)
         self.assertEqual(done.returncode, 0, done.stderr)
         return [json.loads(line)["message"]["content"] for line in done.stdout.splitlines()[1:]]
 
     def test_backup_under_load(self) -> None:
         """Backup while turns are written, restore refused while it runs and done after it, and the gateway goes on from there."""
-        daemon = self.daemon
+        daemon = self.gateway
         daemon.start()
         for number in range(3):
             self.say("alice", f"before {number}")
@@ -57,20 +52,20 @@ class BackupTests(SynchronousTestCase):
         worker.start()
         self.assertTrue(begun.wait(20), failed)
         archive = str(daemon.folder / "backup.tar.gz")
-        made = self.daemon.mayros("backup", archive, "--json")
+        made = self.gateway.mayros("backup", archive, "--json")
         stop.set()
         worker.join(30)
         self.assertEqual((made.returncode, failed), (0, []), made.stderr)
         self.say("alice", "after the backup")
         self.assertEqual(self.said("alice")[-2:], ["after the backup", "one two three"])
 
-        refused = self.daemon.mayros("restore", archive, "--yes")
+        refused = self.gateway.mayros("restore", archive, "--yes")
         assert daemon.process is not None
         self.assertEqual(refused.returncode, 1)
         self.assertIn(f"in use by another gateway (process {daemon.process.pid})", refused.stderr)
         daemon.stop()
 
-        done = self.daemon.mayros("restore", archive, "--yes")
+        done = self.gateway.mayros("restore", archive, "--yes")
         self.assertEqual(done.returncode, 0, done.stderr)
         whole = ["before 0", "one two three", "before 1", "one two three", "before 2", "one two three"]
         self.assertEqual(self.said("alice"), whole)
@@ -82,7 +77,7 @@ class BackupTests(SynchronousTestCase):
         daemon.start()
         self.say("alice", "and on")
         self.assertEqual(self.said("alice"), [*whole, "and on", "one two three"])
-        doctor = self.daemon.mayros("doctor", "--json")
+        doctor = self.gateway.mayros("doctor", "--json")
         found = {one["id"] for one in json.loads(doctor.stdout)["findings"]}
         self.assertTrue(
             found <= {"secret.readable-by-others", "store.old-copies", "gateway.auth.short", "config.secrets", "host.root", "service.none"}, found
@@ -91,7 +86,7 @@ class BackupTests(SynchronousTestCase):
 
     def test_newer_store(self) -> None:
         """A store of a newer version: status 78 and one line, for twistd and for `mayros gateway run`; it is left as it is."""
-        daemon = self.daemon
+        daemon = self.gateway
         daemon.start()
         daemon.stop()
         with closing(sqlite3.connect(daemon.state / "mayros.db")) as connection, connection:
@@ -104,4 +99,4 @@ class BackupTests(SynchronousTestCase):
             self.assertNotIn("Traceback", text)
         with closing(sqlite3.connect(daemon.state / "mayros.db")) as connection:
             self.assertEqual(connection.execute("SELECT version_num FROM alembic_version").fetchall(), [("9999",)])
-        self.assertIn("store.newer", self.daemon.mayros("doctor").stdout)
+        self.assertIn("store.newer", self.gateway.mayros("doctor").stdout)

@@ -5,38 +5,32 @@ from __future__ import annotations
 import json
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
-from twisted.trial.unittest import SynchronousTestCase
-
-from tests.daemon import Quick, Upstream, python_path
+from tests.daemon import MAYROS, python_path
 from tests.original import UPDATED, Lines, Original
 from tests.test_import import SAID, SID, conversation
-from tests.test_process import wait_for
+from tests.test_process import ProcessCase, wait_for
 
 #: Sessions that are imported while the import is killed, and turns of each.
 MANY, TURNS = 400, 10
 
 
-class ProcessTests(SynchronousTestCase):
+class ProcessTests(ProcessCase):
     """A gateway and a directory of the original beside it."""
 
     def setUp(self) -> None:
-        self.upstream = Upstream()
-        self.addCleanup(self.upstream.close)
-        self.daemon = Quick(Path(self.mktemp()), self.upstream)
-        self.addCleanup(self.daemon.kill)
-        self.original = Original(self.daemon.folder / "old")
+        super().setUp()
+        self.gateway = self.daemon()
+        self.original = Original(self.gateway.folder / "old")
 
     def imports(self) -> subprocess.CompletedProcess[str]:
-        return self.daemon.mayros("import", str(self.original.folder), "--no-config", "--json")
+        return self.gateway.mayros("import", str(self.original.folder), "--no-config", "--json")
 
     def test_going_on(self) -> None:
         """Refused while the gateway runs; then a conversation goes on where it was: its next prompt holds all of it."""
-        daemon = self.daemon
+        daemon = self.gateway
         self.original.session("agent:main:main", conversation(), SID)
         daemon.start()
         refused = self.imports()
@@ -62,7 +56,7 @@ class ProcessTests(SynchronousTestCase):
 
     def test_killed(self) -> None:
         """After `kill -9` there are whole sessions and nothing else; the next import brings the rest."""
-        daemon = self.daemon
+        daemon = self.gateway
         for number in range(MANY):
             lines = Lines(f"s{number}")
             for turn in range(TURNS):
@@ -72,7 +66,7 @@ class ProcessTests(SynchronousTestCase):
             (folder / f"s{number}.jsonl").write_bytes(lines.data)
         index: dict[str, Any] = {f"agent:main:s{number}": {"sessionId": f"s{number}", "updatedAt": UPDATED} for number in range(MANY)}
         (self.original.sessions() / "sessions.json").write_text(json.dumps(index))
-        command = [sys.executable, "-c", "from mayros.cli.main import main; main()", "import", str(self.original.folder), "--no-config"]
+        command = [*MAYROS, "import", str(self.original.folder), "--no-config"]
         with subprocess.Popen(command, env=daemon.environ | python_path(), stdout=subprocess.DEVNULL) as process:
             wait_for(lambda: self.count("sessions") >= 10 or process.poll() is not None, 60)
             process.kill()
@@ -87,7 +81,7 @@ class ProcessTests(SynchronousTestCase):
 
     def count(self, table: str) -> int:
         """The rows of a table, as another program sees them; none where there is no store yet."""
-        path = self.daemon.state / "mayros.db"
+        path = self.gateway.state / "mayros.db"
         if not path.exists():
             return 0
         with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=10)) as connection:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import re
 import shutil
 import signal
@@ -45,18 +44,11 @@ class Secure(Daemon):
             pair(self.certificate.parent)
         return super().spawn(*options, cli=cli)
 
-    def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
+    def _connect(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=10, context=self.context())
-        try:
-            data = None if body is None else json.dumps(body)
-            connection.request(method, path, data, {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", **headers})
-            response = connection.getresponse()
-            self.seen = fingerprint(connection.sock.getpeercert(binary_form=True))  # type: ignore[union-attr]
-            return response.status, response.read()
-        except http.client.HTTPException as error:
-            raise OSError(str(error)) from error
-        finally:
-            connection.close()
+        connection.connect()
+        self.seen = fingerprint(connection.sock.getpeercert(binary_form=True))
+        return connection
 
 
 class SecureHeld(Secure, HeldDaemon):

@@ -29,18 +29,11 @@ from mayros.ws.conversation import CallFailed
 from mayros.ws.protocol import CLOSE_SECONDS
 from mayros.ws.urls import where
 from tests.certs import Authority, Pair, pair
-from tests.helpers import TOKEN, Client, Harness, HarnessCase, chat, head, post
+from tests.helpers import TOKEN, Client, Harness, HarnessCase, Peer, chat, head, post
 from tests.test_ws_client import MemoryEndpoint
 from tests.test_ws_protocol import Doors
 
 GET = head("GET", "/healthz", token=None) + b"\r\n"
-
-
-class Peer:
-    """An address as transports give it."""
-
-    def __init__(self, host: str) -> None:
-        self.host, self.port, self.type = host, 40_000, "TCP"
 
 
 class Given(Factory):
